@@ -14,6 +14,8 @@ from felix_py.observe.denies import Denies
 _RETRY_SECONDS = 10.0
 """Seconds until a group is tried again, which another process, such as the previous agent, may read."""
 
+NOT_YET = "the agent has just started, and does not know the cluster yet"
+
 
 class DenyReader:
     """Reads the group on the event loop. If that fails, the agent goes on and packets stay dropped."""
@@ -25,7 +27,7 @@ class DenyReader:
         self._retry = retry
         self._log = log.get("denies")
         self._timer: asyncio.TimerHandle | None = None
-        self.unavailable: str | None = "not started yet"
+        self.unavailable: str | None = NOT_YET
         """Why packets are not read at present, or None."""
 
     async def run(self) -> None:
