@@ -66,6 +66,9 @@ def _by_family(addresses: Iterable[str]) -> dict[Family, str]:
 def _pod(namespace: str, name: str, cluster: Fetched, pooled: Pooled) -> Place:
     pod = next((pod for pod in cluster.pods if pod.key == (namespace, name)), None)
     if pod is None:
+        for problem in cluster.problems:
+            if (problem.kind, problem.key) == ("Pod", (namespace, name)):
+                raise WrongEnd(f"pod {namespace}/{name} is not understood: {problem.reason}")
         raise WrongEnd(f"there is no pod {namespace}/{name}{_hint(namespace, name, cluster)}")
     label = f"{namespace}/{name}"
     if not pod.active:
