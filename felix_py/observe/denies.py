@@ -126,7 +126,8 @@ class Denies:
         if ours is None:
             return
         drop, header = ours
-        key = event_key(drop, header)
+        # An address may have gone to another pod since the last packet.
+        key = (*event_key(drop, header), *self._describer.pods_of(header))
         held = self._open.get(key)
         if held is not None:
             held.count += 1

@@ -99,7 +99,9 @@ def _look_everywhere(
         for index, one in enumerate(seen):
             views = {view.node: view for view in explained[index].nodes}
             views |= {view.node: view for view in one.nodes if view.agreement is not Agreement.ELSEWHERE}
-            explained[index] = replace(explained[index], nodes=tuple(views.values()))
+            # The destination's node alone knows all its own addresses, from which its pods are always reached.
+            whole = one if one.destination.node == node else explained[index]
+            explained[index] = replace(whole, nodes=tuple(views.values()))
     return explained, "; ".join(unread)
 
 
