@@ -188,6 +188,9 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
                 while line := response.readline():
                     if line.strip():
                         event = as_object(line)
+                        if "id" not in event:
+                            _say(f"{_number(event.get('missed'))} more have no line: too many came at once")
+                            continue
                         last = max(last, _number(event.get("id")))
                         show.one(event)
         except (OSError, HTTPException, Refused) as error:

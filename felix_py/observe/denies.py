@@ -58,6 +58,12 @@ class _Closed(Struct, frozen=True):
     last: float
 
 
+class Follower(asyncio.Queue[DenyEvent]):
+    """The events that close from now on. ``dropped``: events that were not taken in time."""
+
+    dropped = 0
+
+
 class TooManyFollowers(Exception):
     """The limit of followers is reached."""
 
@@ -84,7 +90,7 @@ class Denies:
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
         self._closed: deque[_Closed] = deque()
         self._complete_from = clock()
-        self._followers: set[asyncio.Queue[DenyEvent]] = set()
+        self._followers: set[Follower] = set()
         self._events_allowed = TokenBucket(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
         self._lines_allowed = TokenBucket(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
         self._lines_left_out = 0
@@ -104,14 +110,19 @@ class Denies:
             self._lost += packets
             self._missed_at = self._clock()
 
+    @property
+    def missed(self) -> int:
+        """Packets without an event, because too many came at once."""
+        return self.suppressed + self._lost
+
     def completeness(self) -> dict[str, float]:
         """``goesBackSeconds``: for how long all events are kept. ``missed``: packets without an event because too
         many came at once, the last one ``missedSecondsAgo``.
         """
         now = self._clock()
         found = {"goesBackSeconds": round(now - self._complete_from, 3)}
-        if missed := self.suppressed + self._lost:
-            found |= {"missed": missed, "missedSecondsAgo": round(now - self._missed_at, 3)}
+        if self.missed:
+            found |= {"missed": self.missed, "missedSecondsAgo": round(now - self._missed_at, 3)}
         return found
 
     def note(self, packets: Sequence[LoggedPacket]) -> None:
@@ -171,6 +182,7 @@ class Denies:
         for follower in self._followers:
             if follower.full():
                 follower.get_nowait()
+                follower.dropped += 1
             follower.put_nowait(event)
         if self.lines:
             self._write_line(event)
@@ -222,11 +234,11 @@ class Denies:
         return {"packets": counts.total(), "pairs": len(counts), "top": top}
 
     @contextmanager
-    def follow(self) -> Iterator[asyncio.Queue[DenyEvent]]:
+    def follow(self) -> Iterator[Follower]:
         """A queue of events that close from now on; when full, it drops the oldest. Raises TooManyFollowers."""
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise TooManyFollowers(f"{_MOST_FOLLOWERS} already follow the deny log of this node")
-        queue: asyncio.Queue[DenyEvent] = asyncio.Queue(_FOLLOWER_BACKLOG)
+        queue = Follower(_FOLLOWER_BACKLOG)
         self._followers.add(queue)
         try:
             yield queue

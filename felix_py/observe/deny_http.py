@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from felix_py.observe.denies import Denies, TooManyFollowers
+from felix_py.observe.denies import Denies, Follower, TooManyFollowers
 from felix_py.observe.deny_events import DenyEvent
 
 KEEPALIVE = 15.0
@@ -74,13 +74,15 @@ class DenyRoutes:
                 with suppress(ConnectionError):  # the client may close at any time
                     for event in before:
                         await response.write(msgspec.json.encode(event) + b"\n")
-                    await _stream(response, queue, wanted)
+                    await _stream(response, self._denies, queue, wanted)
                 return response
         except TooManyFollowers as error:
             return web.Response(status=503, text=f"{error}\n")
 
 
-async def _stream(response: web.StreamResponse, queue: asyncio.Queue[DenyEvent], wanted: _Wanted) -> None:
+async def _stream(response: web.StreamResponse, denies: Denies, queue: Follower, wanted: _Wanted) -> None:
+    """Events as lines; ``{"missed": N}`` for packets and events that this follower does not see."""
+    told = denies.missed
     while True:
         line = b""
         with suppress(TimeoutError):
@@ -88,6 +90,9 @@ async def _stream(response: web.StreamResponse, queue: asyncio.Queue[DenyEvent],
                 event = await queue.get()
                 line = msgspec.json.encode(event) if wanted.matches(event) else b""
         await response.write(line + b"\n")
+        if (missed := denies.missed + queue.dropped) > told:
+            await response.write(msgspec.json.encode({"missed": missed - told}) + b"\n")
+            told = missed
 
 
 @dataclass(frozen=True, slots=True)

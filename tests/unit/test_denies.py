@@ -412,3 +412,14 @@ def test_packets_of_an_address_that_has_gone_to_another_pod_are_its_own() -> Non
         rig.one(drop)
     ends = [(event.source.pod, event.destination.pod, event.count) for event in rig.denies.events()]
     assert ends == [("shop/web", "shop/db", 2), ("shop/web", "shop/heir", 2), ("shop/client", "", 2)]
+
+
+def test_a_follower_that_is_too_slow_knows_what_it_has_lost() -> None:
+    rig = Rig()
+    with rig.denies.follow() as followed:
+        for port in range(1, 1102):
+            rig.clock.now += WINDOW
+            rig.denies.note([dropped(SOURCE_DROP, port=port)])
+        rig.denies.close_all()
+        assert (followed.dropped, followed.qsize()) == (101, 1000)
+        assert followed.get_nowait().id == 102

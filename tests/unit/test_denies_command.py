@@ -434,6 +434,22 @@ def test_follow_shows_what_is_there_and_what_comes(
     assert follower.interrupt() == (0, "", "")
 
 
+def test_follow_says_what_it_does_not_show(start: Callable[..., Agent], follow: Callable[..., Follower]) -> None:
+    agent = start()
+    agent.deny(HOST_DROP)
+    follower = follow(agent.port)
+    assert follower.event()["id"] == 1
+
+    async def flood() -> None:
+        agent.denies.note([dropped(HOST_DROP, port=number) for number in range(1, 301)])
+        agent.denies.close_all()
+
+    agent.call(flood())
+    missed = agent.denies.suppressed
+    assert missed > 50
+    assert follower.says() == f"felix-py denies: {missed} more have no line: too many came at once\n"
+
+
 def test_follow_of_one_pod(start: Callable[..., Agent], follow: Callable[..., Follower]) -> None:
     agent = start()
     agent.deny(HOST_DROP)
