@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from typer.testing import CliRunner
 
 from felix_py.cli.main import app
@@ -29,13 +26,6 @@ def explain(node: LiveNode, *words: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["explain", *words, *places])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.stdout + done.stderr
-
-
-def explain_json(node: LiveNode, *words: str) -> list[dict[str, Any]]:
-    """The same for programs."""
-    _, printed = explain(node, *words, "-o", "json")
-    found: list[dict[str, Any]] = json.loads(printed)
-    return found
 
 
 def gets_through(
