@@ -27,7 +27,7 @@ import importlib
 import os
 import resource
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import NoReturn
@@ -53,6 +53,7 @@ from felix_py.observe.network_status import Telling
 from felix_py.observe.peer_events import PeerEvents
 from felix_py.observe.stalls import Stalls, WatchedSelector
 from felix_py.observe.watchdog import Watchdog
+from policy.model import Pod
 
 FATAL = (ConfigError, StoreError, ToolError, SocketInUse, PermissionError)
 """Errors that a retry does not mend: the message says what to do."""
@@ -247,6 +248,9 @@ class Life:
         from felix_py.observe.ipam_http import IpamRoutes
         from felix_py.observe.log_http import log_route
 
+        def pods() -> Iterable[Pod] | None:
+            return agent.facts.pods_here() if agent.cluster.store.in_sync.is_set() else None
+
         status = agent.status
         health = HealthServer(
             self._metrics.registry,
@@ -256,7 +260,7 @@ class Life:
             [
                 *agent.deny_log.routes(),
                 *BgpRoutes(agent.bgp).routes(),
-                *IpamRoutes(agent.pods.holdings(agent.facts.pods_here)).routes(),
+                *IpamRoutes(agent.pods.holdings(pods)).routes(),
                 BgpTrace(agent.bgp.trace).route(),
                 flows_route(agent.flows, agent.facts.view.endpoint_addresses),
                 log_route(),

@@ -135,8 +135,8 @@ class Pods:
         """Change how long released addresses rest while others are free."""
         self._leases.set_cooldown(seconds)
 
-    def holdings(self, pods: Callable[[], Iterable[Pod]]) -> Holdings:
-        """What ``felix-py ipam`` asks; ``pods`` returns the API's pods of this node."""
+    def holdings(self, pods: Callable[[], Iterable[Pod] | None]) -> Holdings:
+        """What ``felix-py ipam`` asks; ``pods``: see :class:`Holdings`."""
         return Holdings(*self._parts, pods)
 
     async def stop_calls(self) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import re
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -69,13 +71,18 @@ def denies(
     rule that denies many packets only some are logged (felix-py agent --deny-log-rate); the metrics count all.
     Equal packets within two seconds are one event; x3 says that there were three.
 
-    Exit codes: 0 done (also with Ctrl-C), 1 no agent answers or its deny log is off, 2 wrong option.
+    What the agent cannot know is said on standard error: what was before it read, or too much at once.
+
+    Exit codes: 0 done (also with Ctrl-C), 1 no agent answers, or its deny log is off or cannot be read, 2 wrong
+    option.
     """
     from http.client import HTTPException
 
     place = _checked(agent_socket, pod)
     filters = {key: value for key, value in (("namespace", namespace), ("pod", pod)) if value}
-    show = Shown(output, _seconds(since))
+    if (seconds := _seconds(since)) is not None:
+        filters["within"] = str(math.ceil(seconds))
+    show = Shown(output)
     try:
         with ending_quietly():
             if follow:
@@ -105,10 +112,38 @@ def _checked(place: str, pod: str) -> str:
 
 
 def _list(place: str, filters: dict[str, str], limit: int | None, show: Shown) -> None:
-    """Print the agent's events. Raises the errors of :func:`ask`."""
+    """Print the agent's events. Raises the errors of :func:`ask`; typer.Exit: packets are not read at present."""
     answer = _answer(place, filters if limit is None else {**filters, "limit": str(limit)})
     _check_state(answer)
-    show.all(answer.get("events", ()))
+    events = answer.get("events", ())
+    show.all(events)
+    on = answer.get("state") == "on"
+    _tell_completeness(answer, filters, show, nothing=on and limit != 0 and not events)
+    if not on:
+        raise typer.Exit(1)
+
+
+def _tell_completeness(answer: dict[str, Any], filters: dict[str, str], show: Shown, *, nothing: bool) -> None:
+    """Say what the answer cannot know: what was before, and what was too much at once. ``nothing``: no events."""
+    back, wanted = _seconds_ago(answer, "goesBackSeconds"), float(filters.get("within", "inf"))
+    if nothing and show.for_people:
+        like = " like that" if filters.keys() - {"within"} else ""
+        since = "" if wanted <= back else f", as far as is known: since {_clock(back)}"
+        _say(f"nothing{like} was denied here{since}")
+    elif "within" in filters and wanted > back:
+        _say(f"what was denied before {_clock(back)} is not known any more, or was before the agent's start")
+    if (missed := answer.get("missed")) and (ago := _seconds_ago(answer, "missedSecondsAgo")) <= wanted:
+        when = f"too many came at once, the last {_clock(ago)}"
+        _say(f"{missed} more packets have no event: {when}; the metrics count all")
+
+
+def _seconds_ago(answer: dict[str, Any], name: str) -> float:
+    found = answer.get(name)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _clock(ago: float) -> str:
+    return denied.clock(datetime.fromtimestamp(time.time() - ago, UTC).isoformat())
 
 
 def _answer(place: str, query: dict[str, str]) -> dict[str, Any]:
@@ -138,6 +173,7 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
         query = {**filters, "follow": "1"}
         if last is not None:
             query["since"] = str(last)
+            query.pop("within", None)  # all that came after it is wanted
         elif limit is not None:
             query["limit"] = str(limit)
         try:
@@ -152,6 +188,9 @@ def _follow(place: str, filters: dict[str, str], limit: int | None, show: Shown)
                 while line := response.readline():
                     if line.strip():
                         event = as_object(line)
+                        if "id" not in event:
+                            _say(f"{_number(event.get('missed'))} more have no line: too many came at once")
+                            continue
                         last = max(last, _number(event.get("id")))
                         show.one(event)
         except (OSError, HTTPException, Refused) as error:
@@ -171,30 +210,28 @@ def _number(value: object) -> int:
 
 
 class Shown:
-    """Prints events in one form, except those that are too old."""
+    """Prints events in one form."""
 
-    def __init__(self, form: Form, seconds: float | None) -> None:
-        """``seconds``: greatest age of an event's last packet at the start; None: any."""
+    def __init__(self, form: Form) -> None:
         self._form = form
-        self._earliest = None if seconds is None else time.time() - seconds
+
+    @property
+    def for_people(self) -> bool:
+        """Whether the events are a table."""
+        return self._form is Form.TEXT
 
     def all(self, events: Sequence[dict[str, Any]]) -> None:
         """Print present events."""
-        wanted = list(filter(self._recent, events))
         if self._form is not Form.TEXT:
-            for event in wanted:
+            for event in events:
                 self.one(event)
             return
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in denied.by_pair(wanted, width):
+        for line in denied.by_pair(events, width):
             echo(line)
-        if not wanted:
-            _say("nothing like that was denied here" if events else "nothing was denied here")
 
     def one(self, event: dict[str, Any]) -> None:
         """Print an event on a line of its own."""
-        if not self._recent(event):
-            return
         match self._form:
             case Form.JSON:
                 echo(json.dumps(event, separators=(",", ":")))
@@ -202,10 +239,6 @@ class Shown:
                 echo(denied.wide(event))
             case Form.TEXT:
                 echo(denied.line(event))
-
-    def _recent(self, event: dict[str, Any]) -> bool:
-        when = denied.moment(str(event.get("until", "")))
-        return self._earliest is None or (when is not None and when.timestamp() >= self._earliest)
 
 
 def _seconds(text: str) -> float | None:

@@ -47,9 +47,10 @@ def explain(
     is a pod on this node, whether the kernel's rules, as they are at this moment, do the same. It needs no agent
     that runs; the kernel can only be read as root and on the pod's own node.
 
-    Exit codes: 0 allowed, 1 denied, 2 wrong call (no such pod, no port to choose), 3 not known: the kernel does
-    something else than policy says, depends on rules that are not understood, or cannot be read although a pod is
-    on this node; or the API server does not answer.
+    Exit codes: 0 allowed, 1 denied, 2 wrong call (no such pod, no port to choose, an address or node port of a
+    Service: the error names what is behind it), 3 not known: the kernel does something else than policy says,
+    depends on rules that are not understood, or cannot be read although a pod is on this node; or the API server
+    does not answer.
     """
     node = node_name or socket.gethostname().lower()
     try:
@@ -116,6 +117,7 @@ def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[Loca
     from felix_py.diagnose.ends import WrongEnd, find, find_ports
     from felix_py.diagnose.explain import Connection
     from felix_py.diagnose.intended import pooled_of, with_announced
+    from felix_py.diagnose.services import translated
 
     try:
         with options.patience("felix-py explain: listing the cluster's objects …"):
@@ -125,6 +127,8 @@ def _connection(api: Api, question: Question, endpoints: Callable[[], tuple[Loca
             cluster.pods = with_announced(cluster, pooled)
             start = find(question.source, question.namespace, cluster, pooled)
             end = find(question.destination, question.namespace, cluster, pooled)
+            if end.pod is None and (elsewhere := translated(api, end, question.port)):
+                raise WrongEnd(elsewhere)
             ports = find_ports(question.port, end, lambda pod: container_ports(api, pod.key))
             return Connection(cluster, start, end, ports, question.families)
     except WrongEnd as error:

@@ -70,7 +70,9 @@ def show(
     _print(answer, lines)
 
 
-@app.command(cls=options.PlainHelp, epilog=_ENDS.format(no="something differs, or "))
+@app.command(
+    cls=options.PlainHelp, epilog=_ENDS.format(no="something differs, the agent does not know the pods yet, or ")
+)
 def check(
     fix: Annotated[
         bool,
@@ -95,14 +97,17 @@ def check(
             released = _asked(agent_socket, "/ipam/fix", query, patience=_GRACE + 60, method="POST")["released"]
     leases, answer = _asked(agent_socket, "/ipam", {})["leases"], _asked(agent_socket, "/ipam/check", {})
     unknown, note = forgotten(leases)
-    found = [*answer["differences"], *unknown]
+    found, missing = [*answer["differences"], *unknown], answer.get("notes", [])
+    notes = [*missing, *([note] if note else [])]
     if as_json or output is options.OutputFormat.JSON:
-        _print({"differences": found, "released": released, "notes": [note] if note else []}, [])
+        _print({"differences": found, "released": released, "notes": notes}, [])
     else:
-        _print({}, [f"released {_words(lease)}" for lease in released] + checked(found, len(leases)))
-        if note:
-            typer.echo(f"felix-py ipam: {note}", err=True)
-    if found:
+        told = [] if missing and not found else checked(found, len(leases))
+        for line in notes:
+            typer.echo(f"felix-py ipam: {line}", err=True)
+        if lines := [f"released {_words(lease)}" for lease in released] + told:
+            _print({}, lines)
+    if found or missing:
         raise typer.Exit(1)
 
 

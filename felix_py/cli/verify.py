@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +15,6 @@ from felix_py.config import AgentConfig, ConfigError, value_of
 
 if TYPE_CHECKING:
     from felix_py.datastore.client import Api
-    from felix_py.desired.static import StaticOptions
     from felix_py.diagnose.agent_says import AgentSays
     from felix_py.diagnose.intended import Settings
     from felix_py.diagnose.verify import Findings
@@ -24,13 +22,14 @@ if TYPE_CHECKING:
 
 
 def verify(
+    call: typer.Context,
     output: options.Output = options.OutputFormat.TEXT,
     kubeconfig: options.Kubeconfig = None,
     context: options.Context = None,
     node_name: options.NodeName = "",
     agent_socket: options.AgentSocket = options.DEFAULT_AGENT_SOCKET,
     state_dir: options.StateDir = AgentConfig.state_dir,
-    cluster_cidr: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
+    cluster_cidrs: options.ClusterCidrs = [],  # noqa: B006 - typer copies it
     backend: options.BackendName = options.AUTO,
     ip_families: options.IpFamilies = "",
     mark_mask: options.MarkMask = options.MARK_MASK,
@@ -49,28 +48,36 @@ def verify(
     settings. What differs is named by policy, pod and rule. On legacy hosts the rules are decoded by
     python-iptables, not by the tools that wrote them. Nothing is written.
 
-    A running agent is asked for its settings and for the routes that it has learned. Where none answers, give its
-    options from --cluster-cidr on; learned routes are left out then.
+    A running agent is asked for its settings and for the routes that it has learned. Where none answers, they are
+    those with which one would start now: by FelixConfigurations, and by the options from --cluster-cidr on, which
+    you give as the agent has them. Learned routes are left out then.
 
     Exit codes: 0 all as it should be, 1 something differs, 2 wrong call, or something could not be read.
     """
     if os.geteuid() != 0:
         options.fail("verify", "must run as root, on the node", 2)
+    given = {
+        "cluster_cidrs": cluster_cidrs,
+        "backend": backend,
+        "ip_families": ip_families,
+        "mark_mask": mark_mask,
+        "nat_outgoing": nat_outgoing,
+        "endpoint_to_host": endpoint_to_host,
+        "drop_invalid": drop_invalid,
+        "revoke_established": revoke_established,
+        "deny_log": deny_log,
+        "deny_log_group": deny_log_group,
+        "deny_log_rate": deny_log_rate,
+    }
     try:
-        agent = ask_agent(agent_socket)
         wanted: Backend | None
+        agent = ask_agent(agent_socket)
+        api = options.connect_api(kubeconfig, context)
         if agent is not None:
             settings, wanted = _agents_own(agent, node_name)
         else:
-            from felix_py.desired.deny_log import DenyLog
-            from felix_py.desired.static import StaticOptions
-
-            denials = DenyLog(deny_log_group, deny_log_rate) if deny_log else None
-            marks, to_host = options.marks(value_of("mark_mask", mark_mask)), endpoint_to_host.upper()
-            rules = StaticOptions(marks, nat_outgoing, to_host, drop_invalid, revoke_established, denials)
-            wanted = options.backend(backend)
-            settings = _given(node_name, cluster_cidr, ip_families, rules, wanted)
-        api = options.connect_api(kubeconfig, context)
+            config = _as_started_now(node_name, state_dir, given, call, api)
+            settings, wanted = _of_config(config), config.backend
     except ConfigError as error:
         options.fail("verify", str(error), 2)
     try:
@@ -101,23 +108,57 @@ def _agents_own(agent: AgentSays, node_name: str) -> tuple[Settings, Backend]:
     return Settings(agent.node, own.families, own.cluster_cidrs, own.rules, closed, own.announced), own.backend
 
 
-def _given(
-    node_name: str, cluster_cidrs: list[str], wanted: str, rules: StaticOptions, backend: Backend | None
-) -> Settings:
-    """Settings from options; missing kernel features are probed as the agent does. ``wanted``: --ip-families."""
+def _as_started_now(
+    node_name: str, state_dir: Path, given: dict[str, Any], call: typer.Context, api: Api
+) -> AgentConfig:
+    """The settings with which an agent would start now. ConfigError: one is unusable."""
+    from felix_py.agent.last_good import LastGood
+    from felix_py.agent.starting import unusable_here
+    from felix_py.datastore.client import ApiError, Unreachable
+    from felix_py.datastore.fetch import configurations
+    from felix_py.layers import effective, merge
+
+    values = {name: value_of(name, value) for name, value in given.items() if value not in (None, "", [])}
+    node = node_name or socket.gethostname().lower()
+    base = AgentConfig(node_name=node, state_dir=state_dir, **values)
+    try:
+        found = configurations(api)
+    except ApiError as error:
+        if error.status != 404:
+            options.fail("verify", str(error), 2)
+        found = []
+    except Unreachable as error:
+        options.fail("verify", str(error), 2)
+    merged = merge(node, found, LastGood(state_dir).read().values or {}, unusable_here)
+    set_here = options.settings_given(given, call)
+    return effective(base, set_here, merged.values)
+
+
+def _of_config(config: AgentConfig) -> Settings:
+    """Missing kernel features are probed as the agent does."""
     from felix_py.agent.families import Families
     from felix_py.dataplane.backend import ToolError, find_backend
     from felix_py.dataplane.probe import missing_features
+    from felix_py.desired.deny_log import DenyLog
+    from felix_py.desired.static import StaticOptions
     from felix_py.diagnose.intended import Settings
 
-    families = Families.of_this_node(value_of("ip_families", wanted))
+    families = Families.of_this_node(config.ip_families)
     try:
-        missing = tuple(missing_features(families.programmed, find_backend(backend)))
+        missing = tuple(missing_features(families.programmed, find_backend(config.backend)))
     except ToolError as error:
         raise ConfigError(str(error)) from error
-    name = node_name or socket.gethostname().lower()
-    cidrs, rules = tuple(cluster_cidrs), replace(rules, missing=missing)
-    return Settings(name, families.programmed, cidrs, rules, families.closed)
+    denials = DenyLog(config.deny_log_group, config.deny_log_rate) if config.deny_log else None
+    rules = StaticOptions(
+        options.marks(config.mark_mask),
+        config.nat_outgoing,
+        config.endpoint_to_host.upper(),
+        config.drop_invalid,
+        config.revoke_established,
+        denials,
+        missing,
+    )
+    return Settings(config.node_name, families.programmed, config.cluster_cidrs, rules, families.closed)
 
 
 def _compare(settings: Settings, backend: Backend | None, api: Api, leases: Path, agent_socket: str) -> Findings:

@@ -111,9 +111,9 @@ class Holdings:
         leases: Leases,
         interfaces: Interfaces,
         network: Network,
-        pods: Callable[[], Iterable[Pod]],
+        pods: Callable[[], Iterable[Pod] | None],
     ) -> None:
-        """``pods`` returns the API's pods of this node."""
+        """``pods`` returns the API's pods of this node, None: they are not known yet."""
         self._plugin = plugin
         self._leases = leases
         self._interfaces = interfaces
@@ -143,13 +143,18 @@ class Holdings:
         }
 
     async def check(self) -> list[Finding]:
-        """All differences now; what a call is changing at this moment is left out."""
+        """All differences now; what a call is changing at this moment is left out, and what is not known yet."""
         ends = await self._interfaces.host_ends()
         busy = {lease.interface for lease in self._all() if self._plugin.is_busy(_key(lease))}
         leases = [lease for lease in self._all() if lease.interface not in busy]
         ends = [end for end in ends if (end.lease.interface if end.lease else end.name) not in busy]
         network = self._network
-        return compare(leases, ends, self._pods(), network.pod_cidrs(), network.departed, network.lent())
+        return compare(leases, ends, self._pods() or (), network.pod_cidrs(), network.departed, network.lent())
+
+    def not_compared(self) -> tuple[str, ...]:
+        """What :meth:`check` can say nothing of at present, in words."""
+        words = "the API server has not told yet which pods are here, so leases were not compared with pods"
+        return (words,) if self._pods() is None else ()
 
     async def fix(self, grace: float) -> list[Lease]:
         """Release what two looks ``grace`` seconds apart find lost; returns what was released."""

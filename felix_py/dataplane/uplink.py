@@ -14,7 +14,7 @@ from felix_py.netlink.wire import AF, NETLINK_ROUTE
 from policy.model import Family
 
 _SIOCGIFFLAGS, _SIOCGIFMTU = 0x8913, 0x8921
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFF_UP, _IFF_LOOPBACK, _IFF_RUNNING = 0x1, 0x8, 0x40
 _DEFAULT = 1500
 
 _RTN_UNICAST = 1
@@ -64,12 +64,22 @@ def _towards(netlink: Netlink, nodes: Iterable[str]) -> set[int]:
 
 def interface_state(name: str) -> bool | None:
     """Whether an interface is up; None if there is none."""
+    flags = _flags(name)
+    return None if flags is None else bool(flags & _IFF_UP)
+
+
+def carries(name: str) -> bool:
+    """Whether an interface is up and has a carrier: of a veth pair, whether the other end is up as well."""
+    return bool((_flags(name) or 0) & _IFF_RUNNING)
+
+
+def _flags(name: str) -> int | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             (flags,) = struct.unpack_from("=16xH", _ioctl(probe, _SIOCGIFFLAGS, name))
         except OSError:
             return None
-    return bool(flags & _IFF_UP)
+    return int(flags)
 
 
 def _mtu(probe: socket.socket, name: str) -> int:

@@ -110,6 +110,17 @@ def container_ports(api: Api, pod: ObjectKey) -> list[tuple[Protocol, int]]:
     return list(dict.fromkeys(listed))
 
 
+def listed(api: Api, kind: Kind[R]) -> list[R]:
+    """All objects of a kind that policy does not depend on, but for those that cannot be used; none if the server
+    refuses.
+
+    Raises:
+        ApiError: another refusal.
+        Unreachable: no answer, or not a list.
+    """
+    return _list_if_allowed(api, kind, Fetched())
+
+
 def _list_if_allowed(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
     """All objects of a kind that no policy depends on; none if the server refuses."""
     try:
@@ -124,7 +135,7 @@ def _list_if_allowed(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
 def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
     """All objects of a kind; none if an optional kind is absent."""
     found: list[R] = []
-    query = {"limit": str(_PAGE)}
+    query = {**kind.query, "limit": str(_PAGE)}
     while True:
         try:
             with api.request("GET", kind.path, query) as answer:
@@ -143,7 +154,7 @@ def _list(api: Api, kind: Kind[R], into: Fetched) -> list[R]:
                 found.append(item)
         if not page.continue_token:
             return found
-        query = {"limit": str(_PAGE), "continue": page.continue_token}
+        query = {**query, "continue": page.continue_token}
 
 
 def _is_to_come(api: Api, kind: Kind[R]) -> bool:

@@ -17,6 +17,7 @@ _OUTSIDE = {
 }
 """Addresses that stand for the world: of documentation (RFC 5737, RFC 3849) first, then well-known ones."""
 
+_BROADCAST = "255.255.255.255"
 _NODE = "node/"
 _MOST_HINTS = 3
 
@@ -65,6 +66,9 @@ def _by_family(addresses: Iterable[str]) -> dict[Family, str]:
 def _pod(namespace: str, name: str, cluster: Fetched, pooled: Pooled) -> Place:
     pod = next((pod for pod in cluster.pods if pod.key == (namespace, name)), None)
     if pod is None:
+        for problem in cluster.problems:
+            if (problem.kind, problem.key) == ("Pod", (namespace, name)):
+                raise WrongEnd(f"pod {namespace}/{name} is not understood: {problem.reason}")
         raise WrongEnd(f"there is no pod {namespace}/{name}{_hint(namespace, name, cluster)}")
     label = f"{namespace}/{name}"
     if not pod.active:
@@ -133,6 +137,8 @@ def _address(text: str, cluster: Fetched, pooled: Pooled) -> Place:
         address = canonical_address(text)
     except ValueError as error:
         raise WrongEnd(str(error)) from None
+    if not _is_routed(address):
+        raise WrongEnd(f"{address} is loopback, link-local, multicast or unspecified: name one that is routed")
     own = {Family.V6 if ":" in address else Family.V4: address}
     pod = cluster.snapshot().pod_at(address)
     if pod is not None:
@@ -151,6 +157,12 @@ def _address(text: str, cluster: Fetched, pooled: Pooled) -> Place:
         return Place(address, own, note=f"{address} is in block {block} of node {node}, but no pod has it")
     note = f"{address} is neither a pod's nor a node's; if it is a Service's, ask for its pods"
     return Place(address, own, note=note)
+
+
+def _is_routed(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    link_local = ip.version == 6 and ip.is_link_local  # of IPv4's, metadata services are reached by routes
+    return not (ip.is_loopback or ip.is_multicast or ip.is_unspecified or link_local or address == _BROADCAST)
 
 
 def _is_in(address: str, cidr: str) -> bool:

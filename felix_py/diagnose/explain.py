@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from felix_py.datastore.fetch import Fetched
 from felix_py.diagnose.ends import Place, Port, WrongEnd
 from felix_py.diagnose.explain_report import Explained
-from felix_py.diagnose.live import Live
+from felix_py.diagnose.live import Live, Way
 from felix_py.diagnose.packets import look, nodes_on_the_way
 from policy.model import Family, Packet
 from policy.oracle.explain import explain
@@ -26,19 +26,19 @@ class Connection:
     ) -> None:
         """``families``: those to look at, if both ends have them. Raises WrongEnd if they share none."""
         self._source, self._destination = source, destination
-        snapshot = cluster.snapshot()
+        self._snapshot = cluster.snapshot()
         shared = [f for f in Family if f in families and f in source.addresses and f in destination.addresses]
         if not shared:
             versions = " or ".join(f"IPv{int(family)}" for family in families)
             raise WrongEnd(f"{source.name} and {destination.name} do not both have an {versions} address")
-        packets = [
+        self._packets = [
             Packet(source.addresses[family], destination.addresses[family], protocol, number)
             for family in shared
             for protocol, number in ports
         ]
         nodes = [node for node in cluster.nodes if destination.pod and node.name == destination.node]
-        own_node = frozenset(address for node in nodes for address in node.addresses)
-        self._explanations = [explain(snapshot, packet, own_node) for packet in packets]
+        self._own_node = frozenset(address for node in nodes for address in node.addresses)
+        self._explanations = [explain(self._snapshot, packet, self._own_node) for packet in self._packets]
 
     def passes(self, node: str) -> bool:
         """Whether an end is a pod of ``node``, so that its kernel judges the packets."""
@@ -51,4 +51,13 @@ class Connection:
     def explained(self, node: str, live: Live | None) -> list[Explained]:
         """Every packet; ``live`` None: the kernel is not read. Raises ToolError, OSError if it cannot be read."""
         ends = self._source, self._destination
-        return [Explained(*ends, one, tuple(look(one, *ends, node, live))) for one in self._explanations]
+        found = self._explanations
+        if live is not None and self._is_own(node, live):
+            found = [explain(self._snapshot, one, self._own_node | {one.source}) for one in self._packets]
+        return [Explained(*ends, one, tuple(look(one, *ends, node, live))) for one in found]
+
+    def _is_own(self, node: str, live: Live) -> bool:
+        """Whether the source is this node, by an address that its Node object need not have."""
+        if self._source.pod is not None or self._destination.node != node:
+            return False
+        return all(live.route(packet.source).way is Way.HERE for packet in self._packets)

@@ -66,7 +66,10 @@ def _headline(explained: Explained) -> tuple[str, str]:
     for view in explained.nodes:
         if view.agreement is Agreement.UNKNOWN:
             return "UNKNOWN", f": {policy}, but what {view.node} does cannot be foretold"
-    return ("ALLOWED" if allowed else "DENIED"), ""
+    if not allowed:
+        return "DENIED", ""
+    notes = [f": policy allows it, but on {view.node} {view.note}" for view in explained.nodes if view.note]
+    return "ALLOWED", next(iter(notes), "")
 
 
 def _labelled(label: str, lines: Iterator[str]) -> Iterator[str]:
@@ -91,8 +94,9 @@ def _end(end: End, place: Place) -> Iterator[str]:
         yield f"denied: NetworkPolicies isolate {place.name}, and none of them allows this"
     for rule in said.passed_by:
         yield f"passed on by {rule_text(end, rule)}"
-    if not said.allowed:
-        for asked in end.asked:
+    for asked in end.asked:
+        yield from (f"{asked.policy}: not understood: {problem}" for problem in asked.problems)
+        if not said.allowed:
             yield from _in_vain(end, asked)
     others = [str(ref) for ref in end.not_asked]
     if others:
@@ -101,7 +105,7 @@ def _end(end: End, place: Place) -> Iterator[str]:
 
 def _in_vain(end: End, asked: Asked) -> Iterator[str]:
     """Why the rules that can allow a packet did not match."""
-    if asked.tier is Tier.NETWORK and not asked.tried:
+    if asked.tier is Tier.NETWORK and not asked.tried and not asked.problems:
         yield f"{asked.policy}: has no rules"
     for tried in asked.tried:
         if tried.action is not RuleAction.DENY:
@@ -180,6 +184,7 @@ def _end_json(end: End) -> dict[str, Any]:
         "passedBy": [_rule_json(rule) for rule in said.passed_by],
         "selectedBy": [str(ref) for ref in said.selected_by],
         "notAsked": [str(ref) for ref in end.not_asked],
+        "notUnderstood": {str(asked.policy): list(asked.problems) for asked in end.asked if asked.problems},
         "tried": [
             {**_rule_json(tried.rule), "action": tried.action.value, "peers": tried.peers, "ports": tried.ports}
             for asked in end.asked

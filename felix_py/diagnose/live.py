@@ -5,14 +5,18 @@ from __future__ import annotations
 import enum
 import errno
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 
+from felix_py.dataplane import sysctl
 from felix_py.dataplane.backend import ToolError, find_backend, has_legacy_tables, save
 from felix_py.dataplane.live_sets import LiveSets
+from felix_py.netlink import nft_chains
 from felix_py.netlink import routes as route_messages
 from felix_py.netlink.connection import Netlink
-from felix_py.netlink.wire import NETLINK_ROUTE
+from felix_py.netlink.wire import NETLINK_NETFILTER, NETLINK_ROUTE
 from felix_py.records import Backend
 from felix_py.ruleset import legacy
 from felix_py.ruleset.decode_save import decode
@@ -28,6 +32,8 @@ class Way(enum.Enum):
     AWAY = enum.auto()
     HERE = enum.auto()
     NOWHERE = enum.auto()
+    REFUSED = enum.auto()
+    """There is a route, and the kernel drops such a packet all the same, whatever rules say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +102,69 @@ class Live:
                 self.notes.append(f"{error}; iptables-legacy-save was asked instead")
         return decode(family, save(family, backend))
 
-    def route(self, address: str) -> Routed:
-        """Look up the node's route to an address, like ``ip route get``."""
+    def unread_chains(self, family: Family, hooks: Collection[str]) -> list[nft_chains.BaseChain]:
+        """The chains of nftables at some hooks that are not iptables' and that may drop packets.
+
+        kube-proxy's are left out: they are about packets to Services, which are not explained.
+        """
+        return [
+            chain
+            for chain in self._native_chains
+            if family in chain.families and chain.hook in hooks and chain.type != "nat"
+            if not (chain.idle or chain.of_iptables or chain.table == "kube-proxy")
+        ]
+
+    @cached_property
+    def _native_chains(self) -> list[nft_chains.BaseChain]:
+        with Netlink(NETLINK_NETFILTER) as netlink:
+            try:
+                return list(filter(None, map(nft_chains.read, netlink.dump(nft_chains.dump()))))
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a kernel without nftables
+                    raise
+                return []
+
+    def route(self, address: str, source: str = "", arrives: str = "") -> Routed:
+        """Look up the node's route to an address, like ``ip route get``.
+
+        ``source`` and ``arrives`` (an interface) are those of the packet: with them policy routing, rp_filter and
+        whether packets are forwarded at all count.
+        """
+        family = Family.V6 if ":" in address else Family.V4
         try:
-            kind, index = route_messages.looked_up(self._routes.get(route_messages.lookup(address)))
+            index = socket.if_nametoindex(arrives) if arrives else 0
+            answer = self._routes.get(route_messages.lookup(address, source, index))
+            kind, index = route_messages.looked_up(answer)
         except OSError as error:
+            if source and (plain := self.route(address)).way is not Way.NOWHERE:
+                return _refused(source, arrives, plain.way is Way.AWAY and not _forwards(family, arrives))
             return Routed(Way.NOWHERE, reason=_no_route(error))
         if kind == _LOCAL:
             return Routed(Way.HERE)
         if kind != _UNICAST or not index:
             return Routed(Way.NOWHERE, reason="no route leads there")
+        if arrives and not _forwards(family, arrives):
+            return _refused(source, arrives, forwarding_off=True)
         try:
             return Routed(Way.AWAY, socket.if_indextoname(index))
         except OSError:
             return Routed(Way.NOWHERE, reason="its interface has just gone")
+
+
+def _refused(source: str, arrives: str, forwarding_off: bool) -> Routed:
+    """There is a route, but none for a packet with this source and interface."""
+    if forwarding_off:
+        return Routed(Way.REFUSED, reason=f"nothing is forwarded that comes by {arrives} (sysctl forwarding)")
+    way = f" by {arrives}" if arrives else ""
+    return Routed(Way.REFUSED, reason=f"the kernel takes nothing for it from {source}{way} (rp_filter, ip rule)")
+
+
+def _forwards(family: Family, interface: str) -> bool:
+    """Whether packets that come by an interface (empty: from this node) go on; IPv6 has one switch for all."""
+    if not interface:
+        return True
+    place = f"ipv4/conf/{interface}" if family is Family.V4 else "ipv6/conf/all"
+    return sysctl.read(f"{place}/forwarding") != "0"
 
 
 def _no_route(error: OSError) -> str:
@@ -118,4 +173,6 @@ def _no_route(error: OSError) -> str:
             return "a blackhole route takes it"
         case errno.ENETUNREACH | errno.EHOSTUNREACH:
             return "there is no route to it"
+        case errno.EACCES:
+            return "a prohibit route takes it"
     return error.strerror or str(error)

@@ -6,10 +6,12 @@ import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from felix_py.dataplane.uplink import carries
 from felix_py.diagnose.ends import Place
 from felix_py.diagnose.live import Live, Routed, Way
 from felix_py.layout import INTERFACE_PREFIX
 from felix_py.ruleset.run import Outcome, Path, Result, Transit, simulate
+from policy.model import Packet
 from policy.oracle.explain import Explanation, Free
 
 _UPLINK = "uplink"
@@ -76,17 +78,12 @@ def _local(
     explanation: Explanation, source: Place, destination: Place, node: str, expected: bool, live: Live
 ) -> NodeView:
     packet = explanation.packet
-    ways = {}
-    for place, address in ((source, packet.source), (destination, packet.destination)):
-        way = ways[address] = live.route(address)
-        if place.pod is not None and place.node == node and not way.interface.startswith(INTERFACE_PREFIX):
-            problem = f"{address} of {place.name} has no route to an interface of a pod here"
-            return NodeView(node, _agreement(expected, Outcome.DROP), expected, problem=problem)
-    towards = ways[packet.destination]
-    note = f"{packet.destination}: {towards.reason}" if towards.way is Way.NOWHERE else ""
-    if note and destination.node:  # routes to pods and nodes are what this node should have
-        return NodeView(node, _agreement(expected, Outcome.DROP), expected, problem=note)
-    path, flow = _way(explanation, ways[packet.source], towards)
+    back = live.route(packet.source)
+    towards = _towards(packet, back, live)
+    problem, note = _lost(packet, source, destination, node, back, towards)
+    if problem:
+        return NodeView(node, _agreement(expected, Outcome.DROP), expected, problem=problem)
+    path, flow = _way(packet, back, towards)
     result = simulate(live.rules(flow.family), live.sets, flow, path)
     if result.outcome is Outcome.ACCEPT:
         # The kernel runs both backends' tables; their order does not change whether one drops.
@@ -94,17 +91,47 @@ def _local(
         if other.outcome is not Outcome.ACCEPT:
             result = replace(other, trace=(*result.trace, *other.trace))
             note = "by rules of the other iptables backend than the one that this node uses:"
+        elif unread := live.unread_chains(flow.family, {hook for _, hook in path.value}):
+            unlooked = f"rules of nftables were not looked at: {', '.join(map(str, unread))}"
+            note = "; ".join(filter(None, (note, unlooked)))
     return NodeView(node, _agreement(expected, result.outcome), expected, result, flow, note=note)
 
 
-def _way(explanation: Explanation, back: Routed, towards: Routed) -> tuple[Path, Transit]:
+def _towards(packet: Packet, back: Routed, live: Live) -> Routed:
+    """The packet's route, by its own source and interface where they are known."""
+    if back.way is Way.NOWHERE:
+        return live.route(packet.destination)
+    return live.route(packet.destination, packet.source, back.interface)
+
+
+def _lost(
+    packet: Packet, source: Place, destination: Place, node: str, back: Routed, towards: Routed
+) -> tuple[str, str]:
+    """Why packet or replies are lost whatever the rules are, or empty; and what is not this node's doing."""
+    if towards.way is Way.REFUSED:
+        return f"{packet.destination}: {towards.reason}", ""
+    notes = []
+    for place, address, way in ((source, packet.source, back), (destination, packet.destination, towards)):
+        if place.pod is not None and place.node == node and not way.interface.startswith(INTERFACE_PREFIX):
+            return f"{address} of {place.name} has no route to an interface of a pod here", ""
+        if way.way is Way.AWAY and not carries(way.interface):
+            return f"{address}: {way.interface} is down, or has no carrier (the other end is down)", ""
+        if way.way is Way.NOWHERE:
+            replies = " (where replies go)" if place is source else ""
+            notes.append(f"{address}{replies}: {way.reason}")
+            if place.node:  # routes to pods and nodes are what this node should have
+                return notes[-1], ""
+    return "", "; ".join(notes)
+
+
+def _way(packet: Packet, back: Routed, towards: Routed) -> tuple[Path, Transit]:
     """Packets are assumed to arrive by the interface by which replies would leave."""
     came_from, leaves = back.interface or _UPLINK, towards.interface or _UPLINK
     if back.way is Way.HERE:
-        return Path.OUTPUT, Transit(explanation.packet, "", leaves)
+        return Path.OUTPUT, Transit(packet, "", leaves)
     if towards.way is Way.HERE:
-        return Path.INPUT, Transit(explanation.packet, came_from, "")
-    return Path.FORWARD, Transit(explanation.packet, came_from, leaves)
+        return Path.INPUT, Transit(packet, came_from, "")
+    return Path.FORWARD, Transit(packet, came_from, leaves)
 
 
 def _agreement(expected: bool, outcome: Outcome) -> Agreement:

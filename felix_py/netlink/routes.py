@@ -19,6 +19,7 @@ from policy.model import Family
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
+_SRC, _IIF = 2, 3
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_ANY = 0, 253, 255
@@ -188,15 +189,23 @@ def match(destination: Destination) -> bytes:
     return message(RTM_GETROUTE, 0, head + attr(_DST, packed))
 
 
-def lookup(address: str) -> bytes:
+def lookup(address: str, source: str = "", arrives: int = 0) -> bytes:
     """RTM_GETROUTE for the route that a packet to an address takes; see :data:`NO_WAY`.
+
+    ``source``: its source, for which policy routing may have other routes. ``arrives``: index of the interface
+    by which it comes; then an IPv4 packet that rp_filter drops, or that must not be forwarded, has none.
 
     Raises:
         ValueError: it is not an address.
     """
     family = Family.V6 if ":" in address else Family.V4
-    head = _RTMSG.pack(AF[family], family.bits, 0, 0, 0, 0, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, head + attr(_DST, _address(family, address)))
+    head = _RTMSG.pack(AF[family], family.bits, family.bits if source else 0, 0, 0, 0, 0, 0, 0)
+    parts = [head, attr(_DST, _address(family, address))]
+    if source:
+        parts.append(attr(_SRC, _address(family, source)))
+    if arrives:
+        parts.append(attr(_IIF, _U32.pack(arrives)))
+    return message(RTM_GETROUTE, 0, b"".join(parts))
 
 
 def looked_up(answer: memoryview) -> tuple[int, int]:

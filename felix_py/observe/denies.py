@@ -7,7 +7,6 @@ events is limited, so that a scan of ten thousand ports costs neither memory nor
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +45,23 @@ class _Open(Struct):
     close_at: float
     count: int
     until: float
+    last: float
+    """The last packet by the clock that does not jump."""
 
     def so_far(self) -> DenyEvent:
         return msgspec.structs.replace(self.event, count=self.count, until=timestamp(self.until))
+
+
+class _Closed(Struct, frozen=True):
+    event: DenyEvent
+    at: float
+    last: float
+
+
+class Follower(asyncio.Queue[DenyEvent]):
+    """The events that close from now on. ``dropped``: events that were not taken in time."""
+
+    dropped = 0
 
 
 class TooManyFollowers(Exception):
@@ -75,15 +88,42 @@ class Denies:
         # Ids begin at the time, so that a follower can ask a restarted agent for the events after its last one.
         self._next_id = first_id if first_id is not None else int(time.time() * 1000)
         self._open: OrderedDict[EventKey, _Open] = OrderedDict()
-        self._closed: deque[DenyEvent] = deque(maxlen=KEPT)
-        self._closed_at: deque[float] = deque(maxlen=KEPT)
-        self._followers: set[asyncio.Queue[DenyEvent]] = set()
+        self._closed: deque[_Closed] = deque()
+        self._complete_from = clock()
+        self._followers: set[Follower] = set()
         self._events_allowed = TokenBucket(_EVENTS_A_SECOND, _EVENTS_AT_ONCE, clock)
         self._lines_allowed = TokenBucket(_LINES_A_SECOND, _LINES_AT_ONCE, clock)
         self._lines_left_out = 0
         self._log = log.get("denies")
         self.suppressed = 0
         """Packets without an event, because there were too many different ones."""
+        self._lost = 0
+        self._missed_at = 0.0
+
+    def begin(self) -> None:
+        """Packets are read from now on; which were dropped before is not known."""
+        self._complete_from = self._clock()
+
+    def lose(self, packets: int) -> None:
+        """Packets were logged that never came here."""
+        if packets:
+            self._lost += packets
+            self._missed_at = self._clock()
+
+    @property
+    def missed(self) -> int:
+        """Packets without an event, because too many came at once."""
+        return self.suppressed + self._lost
+
+    def completeness(self) -> dict[str, float]:
+        """``goesBackSeconds``: for how long all events are kept. ``missed``: packets without an event because too
+        many came at once, the last one ``missedSecondsAgo``.
+        """
+        now = self._clock()
+        found = {"goesBackSeconds": round(now - self._complete_from, 3)}
+        if self.missed:
+            found |= {"missed": self.missed, "missedSecondsAgo": round(now - self._missed_at, 3)}
+        return found
 
     def note(self, packets: Sequence[LoggedPacket]) -> None:
         """Take logged packets; those of other programs' rules are ignored."""
@@ -97,19 +137,23 @@ class Denies:
         if ours is None:
             return
         drop, header = ours
-        key = event_key(drop, header)
+        # An address may have gone to another pod since the last packet.
+        key = (*event_key(drop, header), *self._describer.pods_of(header))
         held = self._open.get(key)
         if held is not None:
             held.count += 1
             held.until = max(held.until, packet.time)
+            held.last = self._clock()
             return
         if not self._events_allowed.take():
             self.suppressed += 1
+            self._missed_at = self._clock()
             self._metrics.deny_suppressed.inc()
             return
         event = self._describer.event(self._next_id, packet, drop, header)
         self._next_id += 1
-        self._open[key] = _Open(event, self._clock() + WINDOW, 1, packet.time)
+        now = self._clock()
+        self._open[key] = _Open(event, now + WINDOW, 1, packet.time, now)
 
     def next_due(self) -> float | None:
         """The time by the clock when the next event is to be closed, or None without an open event."""
@@ -132,11 +176,13 @@ class Denies:
 
     def _close(self, held: _Open) -> None:
         event = held.so_far()
-        self._closed.append(event)
-        self._closed_at.append(min(self._clock(), held.close_at))
+        if len(self._closed) >= KEPT:
+            self._complete_from = max(self._complete_from, self._closed.popleft().at)
+        self._closed.append(_Closed(event, min(self._clock(), held.close_at), held.last))
         for follower in self._followers:
             if follower.full():
                 follower.get_nowait()
+                follower.dropped += 1
             follower.put_nowait(event)
         if self.lines:
             self._write_line(event)
@@ -160,10 +206,17 @@ class Denies:
         """The id of the newest event."""
         return self._next_id - 1
 
-    def events(self, *, closed: bool = False) -> list[DenyEvent]:
-        """The newest events, oldest first; open ones, in their present state, unless ``closed``."""
+    def events(self, *, closed: bool = False, within: float | None = None) -> list[DenyEvent]:
+        """The newest events, oldest first; open ones, in their present state, unless ``closed``.
+
+        ``within``: only those whose last packet is no older, in seconds.
+        """
         self.close_due()
-        return [*self._closed, *(() if closed else (held.so_far() for held in self._open.values()))]
+        since = 0.0 if within is None else self._clock() - within
+        found = [one.event for one in self._closed if within is None or one.last >= since]
+        if not closed:
+            found += [held.so_far() for held in self._open.values()]
+        return found
 
     def recent(self, pairs: int = 3) -> dict[str, Any]:
         """The last minute for ``/status``: packets that events have, and the pairs with most of them.
@@ -172,8 +225,7 @@ class Denies:
         """
         self.close_due()
         since = self._clock() - RECENT
-        young = sum(at >= since for at in self._closed_at)
-        events = list(itertools.islice(reversed(self._closed), young))
+        events = [one.event for one in self._closed if one.at >= since]
         events += [held.so_far() for held in self._open.values()]
         counts: Counter[tuple[str, str]] = Counter()
         for event in events:
@@ -182,11 +234,11 @@ class Denies:
         return {"packets": counts.total(), "pairs": len(counts), "top": top}
 
     @contextmanager
-    def follow(self) -> Iterator[asyncio.Queue[DenyEvent]]:
+    def follow(self) -> Iterator[Follower]:
         """A queue of events that close from now on; when full, it drops the oldest. Raises TooManyFollowers."""
         if len(self._followers) >= _MOST_FOLLOWERS:
             raise TooManyFollowers(f"{_MOST_FOLLOWERS} already follow the deny log of this node")
-        queue: asyncio.Queue[DenyEvent] = asyncio.Queue(_FOLLOWER_BACKLOG)
+        queue = Follower(_FOLLOWER_BACKLOG)
         self._followers.add(queue)
         try:
             yield queue

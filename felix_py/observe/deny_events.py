@@ -195,6 +195,11 @@ class Describer:
             out_interface=outdev,
         )
 
+    def pods_of(self, header: IPHeader) -> tuple[ObjectKey | None, ObjectKey | None]:
+        """Returns the pods that have a packet's addresses now."""
+        source, destination = self._view.pod_at(header.source), self._view.pod_at(header.destination)
+        return source.key if source else None, destination.key if destination else None
+
     def _interface(self, index: int) -> str:
         try:
             return self._interface_name(index) if index else ""

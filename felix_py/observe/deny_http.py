@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from felix_py.observe.denies import Denies, TooManyFollowers
+from felix_py.observe.denies import Denies, Follower, TooManyFollowers
 from felix_py.observe.deny_events import DenyEvent
 
 KEEPALIVE = 15.0
@@ -44,8 +44,9 @@ class DenyRoutes:
         return {"state": state, "reason": reason, "suppressed": suppressed, "lastMinute": self._denies.recent()}
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
-        """``?since=ID``: only later events; ``?namespace=NS`` or ``?pod=NS/POD``: only those with such an end;
-        ``?limit=N``: of these the newest N; ``?follow=1``: JSON lines without end.
+        """``?since=ID``: only later events; ``?within=SECONDS``: of those present, only what is no older;
+        ``?namespace=NS`` or ``?pod=NS/POD``: only those with such an end; ``?limit=N``: of these the newest N;
+        ``?follow=1``: JSON lines without end.
         """
         try:
             wanted = _Wanted.of(request.query)
@@ -56,8 +57,9 @@ class DenyRoutes:
             wanted = replace(wanted, since=0)
         if wanted.follow:
             return await self._follow(request, wanted)
-        found = wanted.choose(self._denies.events()) if self._denies else []
-        body = {"node": self._node, **self.state(), "events": found}
+        found = wanted.choose(self._denies.events(within=wanted.within)) if self._denies else []
+        complete = self._denies.completeness() if self._denies else {}
+        body = {"node": self._node, **self.state(), **complete, "events": found}
         return web.Response(body=msgspec.json.encode(body), content_type="application/json")
 
     async def _follow(self, request: web.Request, wanted: _Wanted) -> web.StreamResponse:
@@ -65,20 +67,22 @@ class DenyRoutes:
             return web.Response(status=503, text=f"{self._unavailable()}\n")
         try:
             with self._denies.follow() as queue:
-                before = wanted.choose(self._denies.events(closed=True))
+                before = wanted.choose(self._denies.events(closed=True, within=wanted.within))
                 headers = {"Content-Type": "application/x-ndjson", LAST_ID: str(self._denies.last_id)}
                 response = web.StreamResponse(headers=headers)
                 await response.prepare(request)
                 with suppress(ConnectionError):  # the client may close at any time
                     for event in before:
                         await response.write(msgspec.json.encode(event) + b"\n")
-                    await _stream(response, queue, wanted)
+                    await _stream(response, self._denies, queue, wanted)
                 return response
         except TooManyFollowers as error:
             return web.Response(status=503, text=f"{error}\n")
 
 
-async def _stream(response: web.StreamResponse, queue: asyncio.Queue[DenyEvent], wanted: _Wanted) -> None:
+async def _stream(response: web.StreamResponse, denies: Denies, queue: Follower, wanted: _Wanted) -> None:
+    """Events as lines; ``{"missed": N}`` for packets and events that this follower does not see."""
+    told = denies.missed
     while True:
         line = b""
         with suppress(TimeoutError):
@@ -86,6 +90,9 @@ async def _stream(response: web.StreamResponse, queue: asyncio.Queue[DenyEvent],
                 event = await queue.get()
                 line = msgspec.json.encode(event) if wanted.matches(event) else b""
         await response.write(line + b"\n")
+        if (missed := denies.missed + queue.dropped) > told:
+            await response.write(msgspec.json.encode({"missed": missed - told}) + b"\n")
+            told = missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +102,17 @@ class _Wanted:
     namespace: str = ""
     pod: str = ""
     follow: bool = False
+    within: int | None = None
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> _Wanted:
         """Raises ValueError for an unknown or invalid parameter."""
-        if unknown := query.keys() - {"since", "limit", "namespace", "pod", "follow"}:
-            raise ValueError(f"{min(unknown)[:40]!r}: there is since, limit, namespace, pod and follow")
-        numbers = {name: _number(name, query[name]) for name in ("since", "limit") if name in query}
+        if unknown := query.keys() - {"since", "within", "limit", "namespace", "pod", "follow"}:
+            raise ValueError(f"{min(unknown)[:40]!r}: there is since, within, limit, namespace, pod and follow")
+        numbers = {name: _number(name, query[name]) for name in ("since", "within", "limit") if name in query}
         follow = query.get("follow", "0") in ("1", "true", "")
         namespace, pod = query.get("namespace", ""), query.get("pod", "")
-        return cls(numbers.get("since", 0), numbers.get("limit"), namespace, pod, follow)
+        return cls(numbers.get("since", 0), numbers.get("limit"), namespace, pod, follow, numbers.get("within"))
 
     def matches(self, event: DenyEvent) -> bool:
         pods = {event.source.pod, event.destination.pod}

@@ -14,6 +14,8 @@ from felix_py.observe.denies import Denies
 _RETRY_SECONDS = 10.0
 """Seconds until a group is tried again, which another process, such as the previous agent, may read."""
 
+NOT_YET = "the agent has just started, and does not know the cluster yet"
+
 
 class DenyReader:
     """Reads the group on the event loop. If that fails, the agent goes on and packets stay dropped."""
@@ -25,7 +27,7 @@ class DenyReader:
         self._retry = retry
         self._log = log.get("denies")
         self._timer: asyncio.TimerHandle | None = None
-        self.unavailable: str | None = "not started yet"
+        self.unavailable: str | None = NOT_YET
         """Why packets are not read at present, or None."""
 
     async def run(self) -> None:
@@ -56,6 +58,7 @@ class DenyReader:
     async def _read(self, reader: NflogReader) -> None:
         """Read until the socket fails, which raises NflogError."""
         self._say(None)
+        self._denies.begin()
         loop = asyncio.get_running_loop()
         broken: asyncio.Future[None] = loop.create_future()
         lost = overruns = 0
@@ -69,6 +72,7 @@ class DenyReader:
                     broken.set_exception(NflogError(str(error)))
                 loop.remove_reader(reader.fileno())
             self._metrics.deny_lost.inc(reader.lost - lost)
+            self._denies.lose(reader.lost - lost)
             self._metrics.deny_overruns.inc(reader.overruns - overruns)
             lost, overruns = reader.lost, reader.overruns
 

@@ -43,7 +43,8 @@ class IpamRoutes:
             found = await self._holdings.check()
         except OSError as error:
             return web.Response(status=503, text=f"the interfaces cannot be read: {error}\n")
-        return _json(differences=[finding._asdict() for finding in found])
+        notes = self._holdings.not_compared()
+        return _json(differences=[finding._asdict() for finding in found], **({"notes": notes} if notes else {}))
 
     async def _fix(self, request: web.Request) -> web.Response:
         """``?grace=SECONDS`` between the two looks."""

@@ -99,7 +99,9 @@ def _look_everywhere(
         for index, one in enumerate(seen):
             views = {view.node: view for view in explained[index].nodes}
             views |= {view.node: view for view in one.nodes if view.agreement is not Agreement.ELSEWHERE}
-            explained[index] = replace(explained[index], nodes=tuple(views.values()))
+            # The destination's node alone knows all its own addresses, from which its pods are always reached.
+            whole = one if one.destination.node == node else explained[index]
+            explained[index] = replace(whole, nodes=tuple(views.values()))
     return explained, "; ".join(unread)
 
 
@@ -176,7 +178,7 @@ def denies(
             argv += [option, value] if value else []
         argv += [] if limit is None else ["--limit", str(limit)]
         with ending_quietly():
-            show = one_nodes_denies.Shown(output, None)
+            show = one_nodes_denies.Shown(output)
             if follow:
                 _follow(it, nodes, [*argv, "--follow"], show)
             else:
@@ -191,10 +193,13 @@ def _list(
     for node, one in zip(nodes, done, strict=True):
         _complain(node, one.stderr)
         events += [json.loads(line) for line in one.stdout.splitlines()]
-    if worst := max(one.returncode for one in done):
-        raise typer.Exit(worst)
     events.sort(key=lambda event: str(event.get("until", "")))
     show.all(events if limit is None else events[len(events) - min(limit, len(events)) :])
+    # What the others know is shown all the same, but says nothing of the node that does not answer.
+    if worst := max(one.returncode for one in done):
+        raise typer.Exit(worst)
+    if show.for_people and not events and limit != 0:
+        typer.echo("felix-py lab denies: nothing like that was denied on any node", err=True)
 
 
 def _complain(node: str, words: str) -> None:

@@ -69,11 +69,15 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An evaluated policy and its rules that did not match: all, or those before one that matched."""
+    """An evaluated policy and its rules that did not match: all, or those before one that matched.
+
+    ``problems``: its parts that are not understood, which allow nothing.
+    """
 
     policy: PolicyRef
     tier: Tier
     tried: tuple[Tried, ...]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,8 @@ def _asked(view: View, packet: Packet, pod: Pod, direction: Direction, said: Dir
         matched[said.decided_by.policy] = said.decided_by.index
     for tier, policies in tiers.items():
         for policy in policies:
-            yield Asked(policy.ref, tier, tuple(_tried(view, packet, policy, direction, matched.get(policy.ref))))
+            tried = tuple(_tried(view, packet, policy, direction, matched.get(policy.ref)))
+            yield Asked(policy.ref, tier, tried, policy.problems)
             if policy.ref in matched:
                 break
         if tier is said.tier:

@@ -100,18 +100,18 @@ def test_explain_from_outside_says_what_is_intended(lab: LabUnderTest) -> None:
 
 
 def test_verify_finds_what_is_broken_and_the_agent_mends_it(lab: LabUnderTest) -> None:
-    """By hand: a set of its own, which no event tells the agent of."""
+    """By hand: a set of its own, which no event tells the agent of; it looks every three seconds."""
     node = lab.node_names[0]
     found: list[str] = []
 
-    def is_found() -> bool:  # unless the agent's refresh comes first
+    def is_found() -> bool:  # unless the agent is first
         lab.sh(node, "ipset", "create", "-exist", "felix4-alien", "hash:ip")
         done = verify(lab, node)
         found.append(done.stdout)
         return done.returncode == 1
 
     try:
-        eventually(is_found)
+        eventually(is_found, 120)
         assert "nobody asked for set felix4-alien" in found[-1]
     finally:
         lab.sh(node, "sh", "-c", "ipset destroy felix4-alien 2>/dev/null || true")

@@ -20,7 +20,7 @@ from felix_py.layout import interface_name
 from felix_py.metrics import Metrics
 from felix_py.observe.denies import Denies
 from felix_py.observe.deny_events import DenyEvent, Describer, PolicyName, Reason
-from felix_py.observe.deny_reader import DenyReader
+from felix_py.observe.deny_reader import NOT_YET, DenyReader
 from felix_py.records import Backend, Lease, Report
 from felix_py.ruleset.model import Jump, Log, RuleSpec
 from policy.model import (
@@ -256,7 +256,7 @@ async def test_a_group_that_somebody_else_reads(rig: Rig) -> None:
 
     reader = DenyReader(DENY_LOG.group, rig.denies, Metrics(), retry=0.05)
     task = asyncio.create_task(reader.run())
-    await until(lambda: reader.unavailable != "not started yet")
+    await until(lambda: reader.unavailable != NOT_YET)
     assert "another process" in str(reader.unavailable)
     rig.reader.close()
     await until(lambda: reader.unavailable is None)

@@ -37,7 +37,7 @@ NODE_STATUSES = "/apis/felixpy.io/v1alpha1/nodenetworkstatuses"
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS)
+COLLECTIONS = (PODS, NAMESPACES, NODES, POLICIES, DEFINITIONS, SERVICES, SLICES)
 
 SPOILT = "@spoilt@"
 """A string in an object that is sent as other bytes, which may be no JSON at all."""
@@ -87,7 +87,7 @@ class Request:
         """Of a path of a namespace's objects: before, the namespace, their kind; else all of it."""
         before, _, rest = self.path.partition("/namespaces/")
         namespace, _, plural = rest.partition("/")
-        of_namespaces = ("pods", "networkpolicies", "secrets")
+        of_namespaces = ("pods", "networkpolicies", "secrets", "endpointslices")
         return [before, namespace, plural] if plural in of_namespaces else [self.path, "", ""]
 
     @property

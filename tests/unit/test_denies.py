@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -78,7 +79,7 @@ class Rig:
         self.metrics = Metrics()
         self.classes: dict[ChainId, tuple[PolicyRef, ...]] = {}
         self.chains = ChainNames(lambda chain: self.classes[chain])
-        view = Snapshot([], [WEB, DB], [GUARD], [Node("n2", (), ("192.0.2.2",))])
+        self.view = view = Snapshot([], [WEB, DB], [GUARD], [Node("n2", (), ("192.0.2.2",))])
         interfaces = {9: "eth0", 7: "felix0000000007"}
         self.describer = Describer(
             "n1",
@@ -399,3 +400,26 @@ def test_the_last_minute_for_the_status() -> None:
     assert rig.denies.recent()["packets"] == 2
     rig.clock.now += 3600
     assert rig.denies.recent()["packets"] == 0
+
+
+def test_packets_of_an_address_that_has_gone_to_another_pod_are_its_own() -> None:
+    """Within the time for which equal packets are one event."""
+    rig = Rig()
+    drop = rig.isolated(network("deny"))
+    for holders in ([WEB, DB], [WEB, replace(DB, name="heir")], [replace(WEB, name="client")]):
+        Snapshot.__init__(rig.view, [], holders, [GUARD])
+        rig.one(drop)
+        rig.one(drop)
+    ends = [(event.source.pod, event.destination.pod, event.count) for event in rig.denies.events()]
+    assert ends == [("shop/web", "shop/db", 2), ("shop/web", "shop/heir", 2), ("shop/client", "", 2)]
+
+
+def test_a_follower_that_is_too_slow_knows_what_it_has_lost() -> None:
+    rig = Rig()
+    with rig.denies.follow() as followed:
+        for port in range(1, 1102):
+            rig.clock.now += WINDOW
+            rig.denies.note([dropped(SOURCE_DROP, port=port)])
+        rig.denies.close_all()
+        assert (followed.dropped, followed.qsize()) == (101, 1000)
+        assert followed.get_nowait().id == 102

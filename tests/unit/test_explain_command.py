@@ -109,6 +109,28 @@ def test_allowed(shop: Shop) -> None:
     ]
 
 
+def test_a_policy_that_is_not_understood_is_not_said_to_have_no_rules(shop: Shop) -> None:
+    spec = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": "all"}
+    shop.api.put(fakeapi.POLICIES, {"metadata": {"namespace": "shop", "name": "bad", "uid": "b"}, "spec": spec})
+    problem = "spec.ingress: must be a list, not 'all'"
+    done = shop.run("explain", "198.51.100.9", "shop/db", "--port", "22/tcp")
+    assert done.exit_code == DENIED
+    assert f"           NetworkPolicy shop/bad: not understood: {problem}\n" in done.stdout
+    assert "has no rules" not in done.stdout
+    # Also where another policy allows: the malformed one may have been meant to allow more.
+    done = shop.run("explain", "shop/web", "shop/db", "--port", "5432", "-o", "json")
+    (found,) = json.loads(done.stdout)
+    assert found["allowed"]
+    assert found["ingress"]["notUnderstood"] == {"NetworkPolicy shop/bad": [problem]}
+
+
+def test_a_pod_that_is_not_understood_is_not_said_not_to_be_there(shop: Shop) -> None:
+    shop.api.put(fakeapi.PODS, {"metadata": {"namespace": "shop", "name": "odd", "uid": "o"}, "spec": 7})
+    done = shop.run("explain", "shop/web", "shop/odd", "--port", "1")
+    assert (done.exit_code, done.stdout) == (WRONG, "")
+    assert "pod shop/odd is not understood: " in done.stderr
+
+
 def test_denied(shop: Shop) -> None:
     done = shop.run("explain", "198.51.100.9", "shop/db", "--port", "22/tcp")
     assert done.exit_code == DENIED, done.stderr

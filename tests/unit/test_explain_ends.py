@@ -68,6 +68,16 @@ def test_addresses_are_whoever_has_them() -> None:
     assert "Service" in place("10.96.0.10").note
 
 
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "::1", "FF02::1", "fe80::1"]
+)
+def test_addresses_to_which_nothing_is_routed(text: str) -> None:
+    """In a pod they mean the pod itself, its link or nobody; as a node's they were explained, and allowed."""
+    with pytest.raises(WrongEnd, match="name one that is routed"):
+        place(text)
+    assert place("169.254.169.254").addresses == {V4: "169.254.169.254"}
+
+
 def test_who_has_an_address_that_two_pods_list() -> None:
     """It is explained as the kernels have it: by the leases of this node, elsewhere by the newest claim."""
     web = replace(CLUSTER.pods[0], uid="w", since="2026-01-01T00:00:00Z")
