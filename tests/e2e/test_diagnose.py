@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.e2e]
 
 POLICIES = [word for number in ("10", "20", "21", "40") for word in ("-f", example(number))]
 
+SET = "felix4-pool"
+
 
 def verify(lab: LabUnderTest, node: str) -> subprocess.CompletedProcess[str]:
     return lab.lab.run(node, "felix-py", "verify", check=False)
@@ -100,19 +102,26 @@ def test_explain_from_outside_says_what_is_intended(lab: LabUnderTest) -> None:
 
 
 def test_verify_finds_what_is_broken_and_the_agent_mends_it(lab: LabUnderTest) -> None:
-    """By hand: a set of its own, which no event tells the agent of; it looks every three seconds."""
+    """By hand: a member of a set for another, which no event tells the agent of, and no count of members."""
     node = lab.node_names[0]
+    wrong = "192.0.2.77"
+    (right,) = [line.split()[2] for line in lab.sh(node, "ipset", "save", SET).splitlines() if "add" in line][:1]
     found: list[str] = []
 
-    def is_found() -> bool:  # unless the agent is first
-        lab.sh(node, "ipset", "create", "-exist", "felix4-alien", "hash:ip")
+    def exchange(old: str, new: str) -> None:
+        lab.sh(node, "ipset", "-exist", "del", SET, old)
+        lab.sh(node, "ipset", "-exist", "add", SET, new)
+
+    def is_found() -> bool:  # unless the agent's refresh comes first
+        exchange(right, wrong)
         done = verify(lab, node)
         found.append(done.stdout)
         return done.returncode == 1
 
     try:
-        eventually(is_found, 120)
-        assert "nobody asked for set felix4-alien" in found[-1]
+        eventually(is_found, 60)
+        assert f"member {right} of set {SET} is missing" in found[-1]
+        assert f"nobody asked for member {wrong} of set {SET}" in found[-1]
     finally:
-        lab.sh(node, "sh", "-c", "ipset destroy felix4-alien 2>/dev/null || true")
+        exchange(wrong, right)
     eventually(lambda: verify(lab, node).returncode == 0)
