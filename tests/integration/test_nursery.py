@@ -26,13 +26,19 @@ pytestmark = pytest.mark.root
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
 
 
+_OF_THE_C_LIBRARY = 3 << 31
+"""Signals 32 and 33, which no program can use; whether they are ignored depends on who started whom before."""
+
+
 def shown(process: subprocess.Popen[Any]) -> dict[str, object]:
     """What the kernel says of a process, but for its memory and its id."""
     place = Path(f"/proc/{process.pid}")
     status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines())
     session = (place / "stat").read_text().rpartition(")")[2].split()[1:4]
+    ignored = int(status["SigIgn"], 16) & ~_OF_THE_C_LIBRARY
     return {
-        **{name: status[name] for name in ("Name", "SigBlk", "SigIgn", "SigCgt", "Uid", "CapEff", "Threads")},
+        **{name: status[name] for name in ("Name", "SigBlk", "SigCgt", "Uid", "CapEff", "Threads")},
+        "SigIgn": f"{ignored:x}",
         **{name: (place / name).read_bytes() for name in ("cmdline", "environ")},
         **{name: os.readlink(place / name) for name in ("cwd", "exe", "ns/net", "ns/mnt")},
         "parent, group and session": ["own" if int(one) == process.pid else one for one in session],
