@@ -21,6 +21,7 @@ it is the cost of one check.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -356,7 +357,7 @@ def _connect(pod: NetworkNamespace, router: NetworkNamespace, name: str, address
     pod.run("ip", "address", "add", f"{address}/32", "dev", "eth0")
     pod.run("ip", "neighbour", "add", _GATEWAY, "lladdr", _MAC, "dev", "eth0", "nud", "permanent")
     pod.run("ip", "route", "add", "default", "via", _GATEWAY, "dev", "eth0", "onlink")
-    mac = pod.run("cat", "/sys/class/net/eth0/address").strip()
+    mac = json.loads(pod.run("ip", "-j", "link", "show", "dev", "eth0"))[0]["address"]
     router.run("ip", "neighbour", "add", address, "lladdr", mac, "dev", name, "nud", "permanent")
     protocol = str(ROUTE_PROTOCOL_PODS)
     router.run("ip", "route", "add", f"{address}/32", "dev", name, "scope", "link", "proto", protocol)
