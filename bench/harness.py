@@ -105,7 +105,10 @@ def _memory(field: str) -> int:
 
 
 def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duration) -> None:
-    """Print a table: the ratio of each row's median to the base row's, then median, least and most."""
+    """Print a table: the ratio of each row's median to the base row's, then median, least and most.
+
+    To a base that is too little to be measured there is no ratio.
+    """
     base = next((row.median for row in rows if row.base), None)
     table = Table(title=title, title_justify="left")
     table.add_column("what")
@@ -113,7 +116,7 @@ def show(title: str, rows: Sequence[Row], unit: Callable[[float], str] = duratio
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("note")
     for row in rows:
-        ratio = "" if base is None else _ratio(row.median / base)
+        ratio = _ratio(1.0) if row.base else _ratio(row.median / base) if base else ""
         values = (row.median, min(row.values), max(row.values))
         table.add_row(row.what, ratio, *(unit(value) for value in values), row.note)
     console.print(table)

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "cluster"])  # tests/cluster/test_bench.py
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cluster", "reach")])
 def test_a_benchmark_runs_and_prints_ratios(name: str) -> None:
+    """Without those that need a real cluster (tests/cluster/test_bench.py has one of them)."""
     argv = [sys.executable, "-m", "bench", "--quick", name]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
