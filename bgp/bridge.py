@@ -64,8 +64,7 @@ class Bridge:
         self._events = bytearray()
         self._opens: dict[bytes, bytes] = {}
         self._commands = bytearray()
-        self._partial_event = bytearray()
-        self._too_long = False
+        self._lines = Lines(_EVENT_MOST)
         self._partial_command = b""
         self._unanswered = 0
         self._foreign_answers = 0
@@ -146,15 +145,8 @@ class Bridge:
             return True
         if not data:
             return False
-        lines = whole_lines(self._partial_event, data)
-        if lines and self._too_long:
-            del lines[0]  # the end of it
-            self._too_long = False
-        if self._too_long or len(self._partial_event) > _EVENT_MOST:
-            # No valid line is so long. The agent finds the gap in the counters.
-            self._partial_event.clear()
-            self._too_long = True
-        for line in lines:
+        # No valid line is longer. The agent finds the gap in the counters.
+        for line in self._lines.take(data):
             if _STATE in line:
                 self._quick_until = max(self._quick_until, time.monotonic() + _CHANGE)
             match = _OPEN.search(line)
@@ -218,18 +210,31 @@ class Bridge:
         self._partial_command = b""
 
 
-def whole_lines(partial: bytearray, data: bytes) -> list[bytes]:
-    """The lines that end in ``data``, the first of which begins with ``partial``; what is left becomes that.
+class Lines:
+    """Takes a stream apart into its lines. One of more than ``most`` bytes is left out, and counted."""
 
-    A long line that comes in many pieces is not copied for each.
-    """
-    *ends, last = data.split(b"\n")
-    if ends:
-        partial += ends[0]
-        ends[0] = bytes(partial)
-        partial.clear()
-    partial += last
-    return ends
+    def __init__(self, most: int) -> None:
+        self.too_long = 0
+        self._most = most
+        self._partial = bytearray()
+        self._skipping = False
+
+    def take(self, data: bytes) -> list[bytes]:
+        """The lines that end in ``data``. A long one that comes in many pieces is not copied for each."""
+        *ends, last = data.split(b"\n")
+        if ends:
+            self._partial += ends[0]
+            ends[0] = bytes(self._partial)
+            self._partial.clear()
+        self._partial += last
+        if ends and self._skipping:
+            del ends[0]  # the end of it
+            self._skipping = False
+        if self._skipping or len(self._partial) > self._most:
+            self.too_long += not self._skipping
+            self._partial.clear()
+            self._skipping = True
+        return ends
 
 
 def listen(path: str) -> socket.socket:

@@ -14,7 +14,7 @@ from typing import Any
 from bgp import decoding
 from bgp.announcement import Announcement
 from bgp.attributes import number, words
-from bgp.bridge import whole_lines
+from bgp.bridge import Lines
 from bgp.command_queue import CommandQueue
 from bgp.events import Answered, Event, Gap, Neighbor, Neighbors
 
@@ -89,8 +89,7 @@ class Connection:
         """Number of invalid lines."""
         self.answered = 0
         """Number of commands that were answered."""
-        self._partial = bytearray()
-        self._too_long = False
+        self._lines = Lines(_LINE_MOST)
         self._waiting = CommandQueue()
         self._commands: deque[str] = deque()
         self._counters: dict[str, int] = {}
@@ -116,14 +115,9 @@ class Connection:
 
     def receive(self, data: bytes) -> Iterator[Event]:
         """Yields the events of all lines that are now complete."""
-        lines = whole_lines(self._partial, data)
-        if lines and self._too_long:
-            del lines[0]  # the end of it
-            self._too_long = False
-        if len(self._partial) > _LINE_MOST or self._too_long:
-            self.ignored += not self._too_long
-            self._partial.clear()
-            self._too_long = True
+        before = self._lines.too_long
+        lines = self._lines.take(data)
+        self.ignored += self._lines.too_long - before
         for line in lines:
             yield from self._line(line)
 
