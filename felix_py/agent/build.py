@@ -77,8 +77,6 @@ from felix_py.datastore.client import connect
 from felix_py.datastore.cluster import Cluster
 from felix_py.datastore.informer import Timing
 from felix_py.datastore.kinds import BGP_KINDS, CONFIGURATIONS, POOL_KINDS
-from felix_py.desired.deny_log import DenyLog
-from felix_py.desired.features import Feature
 from felix_py.desired.marks import Marks
 from felix_py.desired.names import DISPATCH, TIERS, SetNames
 from felix_py.desired.planner import HeldNumbers, Planner, TakenNumbers
@@ -176,7 +174,7 @@ def build(start: Start, metrics: Metrics, stack: AsyncExitStack) -> Agent:
     )
     deny_log = DenyLogging(config, programmed, backend, chain_names, held.pod_of, view, metrics)
     counters = _counters(programmed, backend, Accounts(chain_names, view.cluster_policies), metrics, stack)
-    options = _options(config, deny_log.rules, kernel_features.missing(programmed, backend, notices))
+    options = StaticOptions.of(config, deny_log.rules, kernel_features.missing(programmed, backend, notices))
     refusals = Refusals(engine.policies_using, cluster.warn)
     host = HostNotices(notices, kernel, held.pod_of)
     numbers, before = (_held_numbers(tables, programmed, options.marks) for tables in (kernel, other))
@@ -370,18 +368,6 @@ def _cluster(start: Start, metrics: Metrics, *, tiers_in_force: bool, pooled: bo
         configured=bool(start.values),
         pooled=pooled,
         namespace=config.namespace,
-    )
-
-
-def _options(config: AgentConfig, deny_log: DenyLog | None, missing: tuple[Feature, ...]) -> StaticOptions:
-    return StaticOptions(
-        Marks.from_mask(config.mark_mask),
-        nat_outgoing=config.nat_outgoing,
-        endpoint_to_host=config.endpoint_to_host.upper(),
-        drop_invalid=config.drop_invalid,
-        drop_midstream=config.revoke_established,
-        deny_log=deny_log,
-        missing=missing,
     )
 
 

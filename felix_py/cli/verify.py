@@ -112,11 +112,9 @@ def _as_started_now(
     node_name: str, state_dir: Path, given: dict[str, Any], call: typer.Context, api: Api
 ) -> AgentConfig:
     """The settings with which an agent would start now. ConfigError: one is unusable."""
-    from felix_py.agent.last_good import LastGood
-    from felix_py.agent.starting import unusable_here
+    from felix_py.agent.starting import settle
     from felix_py.datastore.client import ApiError, Unreachable
     from felix_py.datastore.fetch import configurations
-    from felix_py.layers import effective, merge
 
     values = {name: value_of(name, value) for name, value in given.items() if value not in (None, "", [])}
     node = node_name or socket.gethostname().lower()
@@ -129,9 +127,7 @@ def _as_started_now(
         found = []
     except Unreachable as error:
         options.fail("verify", str(error), 2)
-    merged = merge(node, found, LastGood(state_dir).read().values or {}, unusable_here)
-    set_here = options.settings_given(given, call)
-    return effective(base, set_here, merged.values)
+    return settle(base, options.settings_given(given, call), lambda _base: found).config
 
 
 def _of_config(config: AgentConfig) -> Settings:
@@ -148,16 +144,9 @@ def _of_config(config: AgentConfig) -> Settings:
         missing = tuple(missing_features(families.programmed, find_backend(config.backend)))
     except ToolError as error:
         raise ConfigError(str(error)) from error
+    options.marks(config.mark_mask)
     denials = DenyLog(config.deny_log_group, config.deny_log_rate) if config.deny_log else None
-    rules = StaticOptions(
-        options.marks(config.mark_mask),
-        config.nat_outgoing,
-        config.endpoint_to_host.upper(),
-        config.drop_invalid,
-        config.revoke_established,
-        denials,
-        missing,
-    )
+    rules = StaticOptions.of(config, denials, missing)
     return Settings(config.node_name, families.programmed, config.cluster_cidrs, rules, families.closed)
 
 

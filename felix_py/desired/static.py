@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from felix_py.config import AgentConfig
 from felix_py.desired.deny_log import (
     ASTRAY_DROP,
     ERROR_DROP,
@@ -69,6 +70,19 @@ class StaticOptions:
     drop_midstream: bool = True
     deny_log: DenyLog | None = None
     missing: tuple[Feature, ...] = ()
+
+    @classmethod
+    def of(cls, config: AgentConfig, deny_log: DenyLog | None, missing: tuple[Feature, ...]) -> StaticOptions:
+        """As the settings have them. ValueError: the mark mask is unusable."""
+        return cls(
+            Marks.from_mask(config.mark_mask),
+            nat_outgoing=config.nat_outgoing,
+            endpoint_to_host=config.endpoint_to_host.upper(),
+            drop_invalid=config.drop_invalid,
+            drop_midstream=config.revoke_established,
+            deny_log=deny_log,
+            missing=missing,
+        )
 
 
 def static_sets(family: Family, options: StaticOptions) -> list[SetSpec]:
