@@ -36,12 +36,13 @@ class BGPConfigError(ValueError):
 
 def mapping(path: str, value: object, known: Sequence[str]) -> Mapping[str, object]:
     """A mapping without other keys than the known ones."""
-    for key in any_mapping(path, value):
+    found = any_mapping(path, value)
+    for key in found:
         if key not in known:
             shown = str(key)[:_MOST_SHOWN]
             where = f"{path}.{shown}" if path else shown
             raise BGPConfigError(f"{where}: unknown field; known are {', '.join(known)}")
-    return any_mapping(path, value)
+    return found
 
 
 def any_mapping(path: str, value: object) -> Mapping[str, object]:

@@ -83,11 +83,9 @@ class Pooling:
         while not self._facts.pools_known:
             if self._refused():
                 unseen = self._claims.unseen()
-                what = (
-                    f"no pod starts: there are {', '.join(unseen)}"
-                    if unseen
-                    else ("pods get addresses of podCIDRs")
-                )
+                what = "pods get addresses of podCIDRs"
+                if unseen:
+                    what = f"no pod starts: there are {', '.join(unseen)}"
                 text = (
                     f"IPPools, or their blocks, cannot be listed, so {what}. See the log, and whether the "
                     "ClusterRole felix-py is of this version"

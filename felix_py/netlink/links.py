@@ -42,6 +42,7 @@ IFINFO = struct.Struct("=BxHiII")
 IFADDR = struct.Struct("=BBBBI")
 _NEIGH = struct.Struct("=BxxxiHBB")
 U32 = struct.Struct("=I")
+_WITHOUT_STATISTICS = attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS))
 
 
 class Link(Struct, frozen=True):
@@ -81,12 +82,12 @@ def _link(kind: int, index: int, attrs: bytes, flags: int = 0, mask: int = 0) ->
 
 def get_link(name: str) -> bytes:
     """RTM_GETLINK for one interface, without its statistics."""
-    return _link(RTM_GETLINK, 0, name_attr(name) + attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+    return _link(RTM_GETLINK, 0, name_attr(name) + _WITHOUT_STATISTICS)
 
 
 def get_link_at(index: int) -> bytes:
     """RTM_GETLINK for the interface with an index, without its statistics."""
-    return _link(RTM_GETLINK, index, attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+    return _link(RTM_GETLINK, index, _WITHOUT_STATISTICS)
 
 
 def read_ipv6_settings(body: memoryview) -> tuple[int, ...]:
@@ -104,7 +105,7 @@ def read_ipv6_settings(body: memoryview) -> tuple[int, ...]:
 
 def dump_links() -> bytes:
     """RTM_GETLINK for all interfaces, without their statistics."""
-    return _link(RTM_GETLINK, 0, attr(_IFLA_EXT_MASK, U32.pack(_RTEXT_FILTER_SKIP_STATS)))
+    return _link(RTM_GETLINK, 0, _WITHOUT_STATISTICS)
 
 
 def new_veth(host: bytes, peer: bytes) -> bytes:
