@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any
 
 from msgspec import field
@@ -15,8 +14,8 @@ from felix_py.datastore.decode import Kind
 from felix_py.datastore.followed import Followed
 from felix_py.datastore.informer import Reflector, Timing
 from felix_py.datastore.outage import Outage
+from felix_py.datastore.service_wire import Conditions, ServiceSpec, ServiceStatus, addresses
 from policy.change import Change
-from policy.syntax import canonical_address
 
 _ANNOUNCED = frozenset({"ClusterIP", "NodePort", "LoadBalancer"})
 _HEADLESS = "service.kubernetes.io/headless"
@@ -28,41 +27,12 @@ OnServices = Callable[[Sequence[Change[Service | Endpoints]]], None]
 """Receives changes in order, on the loop."""
 
 
-class _ServiceSpec(wire.Wire):
-    """core/v1 ServiceSpec."""
-
-    type: str = "ClusterIP"
-    cluster_ip: str = field(default="", name="clusterIP")
-    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
-    external_ips: list[str] | None = field(default=None, name="externalIPs")
-    external_traffic_policy: str = ""
-
-
-class _Ingress(wire.Wire):
-    """core/v1 LoadBalancerIngress."""
-
-    ip: str = ""
-    ip_mode: str | None = None
-
-
-class _LoadBalancer(wire.Wire):
-    """core/v1 LoadBalancerStatus."""
-
-    ingress: list[_Ingress] | None = None
-
-
-class _ServiceStatus(wire.Wire):
-    """core/v1 ServiceStatus."""
-
-    load_balancer: _LoadBalancer = field(default_factory=_LoadBalancer)
-
-
 class WireService(wire.Wire):
     """core/v1 Service."""
 
     metadata: wire.PolicyMetadata
-    spec: _ServiceSpec = field(default_factory=_ServiceSpec)
-    status: _ServiceStatus = field(default_factory=_ServiceStatus)
+    spec: ServiceSpec = field(default_factory=ServiceSpec)
+    status: ServiceStatus = field(default_factory=ServiceStatus)
 
 
 class _SliceLabels(wire.Wire):
@@ -77,18 +47,10 @@ class _SliceMetadata(wire.PolicyMetadata):
     labels: _SliceLabels | None = None
 
 
-class _Conditions(wire.Wire):
-    """discovery.k8s.io/v1 EndpointConditions; null stands for what :func:`_states` says."""
-
-    ready: bool | None = None
-    serving: bool | None = None
-    terminating: bool | None = None
-
-
 class _Endpoint(wire.Wire):
     """discovery.k8s.io/v1 Endpoint."""
 
-    conditions: _Conditions | None = None
+    conditions: Conditions | None = None
     node_name: str | None = None
 
 
@@ -100,20 +62,11 @@ class WireSlice(wire.Wire):
     endpoints: list[_Endpoint] | None = None
 
 
-def _addresses(texts: list[str]) -> tuple[str, ...]:
-    """Canonical texts. ``None`` (headless) and what is no address, which nobody could announce, is left out."""
-    found: dict[str, None] = {}
-    for text in texts:
-        with suppress(ValueError):
-            found[canonical_address(text)] = None
-    return tuple(found)
-
-
 def _service(service: WireService) -> Service:
     metadata, spec = service.metadata, service.spec
     if not metadata.name or not metadata.namespace:
         raise ValueError("metadata.name and metadata.namespace must not be empty")
-    cluster_ips = _addresses(spec.cluster_ips or [spec.cluster_ip])
+    cluster_ips = addresses(spec.cluster_ips or [spec.cluster_ip])
     if spec.type not in _ANNOUNCED or not cluster_ips:
         return Service(metadata.namespace, metadata.name)
     ingress = service.status.load_balancer.ingress or []
@@ -122,16 +75,16 @@ def _service(service: WireService) -> Service:
         metadata.name,
         local=spec.external_traffic_policy == "Local",
         cluster_ips=cluster_ips,
-        external_ips=_addresses(spec.external_ips or []),
+        external_ips=addresses(spec.external_ips or []),
         # With "Proxy" packets come to a node port, and kube-proxy does not know the address.
-        load_balancer_ips=_addresses([one.ip for one in ingress if one.ip_mode != "Proxy"]),
+        load_balancer_ips=addresses([one.ip for one in ingress if one.ip_mode != "Proxy"]),
     )
 
 
 def _states(endpoint: _Endpoint) -> tuple[bool, bool]:
     """Whether an endpoint is ready, and whether it terminates and still serves (KEP-1672: null means ready, and
     serving as ready, and not terminating)."""
-    said = endpoint.conditions or _Conditions()
+    said = endpoint.conditions or Conditions()
     ready = said.ready is not False
     serving = ready if said.serving is None else said.serving
     return ready, serving and bool(said.terminating)

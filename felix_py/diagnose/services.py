@@ -12,9 +12,9 @@ from felix_py.datastore import wire
 from felix_py.datastore.client import Api
 from felix_py.datastore.decode import Kind
 from felix_py.datastore.fetch import listed
+from felix_py.datastore.service_wire import Conditions, ServiceSpec, ServiceStatus, addresses
 from felix_py.diagnose.ends import Place
 from policy.model import ObjectKey
-from policy.syntax import canonical_address
 
 _MOST_NAMED = 3
 
@@ -33,31 +33,8 @@ class _Port(wire.Wire):
         return self.name or "", self.protocol or "TCP"
 
 
-class _Spec(wire.Wire):
-    """core/v1 ServiceSpec."""
-
-    cluster_ip: str = field(default="", name="clusterIP")
-    cluster_ips: list[str] | None = field(default=None, name="clusterIPs")
-    external_ips: list[str] | None = field(default=None, name="externalIPs")
+class _Spec(ServiceSpec):
     ports: list[_Port] | None = None
-
-
-class _Ingress(wire.Wire):
-    """core/v1 LoadBalancerIngress."""
-
-    ip: str = ""
-
-
-class _Balancer(wire.Wire):
-    """core/v1 LoadBalancerStatus."""
-
-    ingress: list[_Ingress] | None = None
-
-
-class _Status(wire.Wire):
-    """core/v1 ServiceStatus."""
-
-    load_balancer: _Balancer = field(default_factory=_Balancer)
 
 
 class _Service(wire.Wire):
@@ -65,7 +42,7 @@ class _Service(wire.Wire):
 
     metadata: wire.PolicyMetadata
     spec: _Spec = field(default_factory=_Spec)
-    status: _Status = field(default_factory=_Status)
+    status: ServiceStatus = field(default_factory=ServiceStatus)
 
     def takes(self, place: Place, number: int | None, protocol: str) -> list[_Port]:
         """Its ports that take packets to a place; ``number``: the port that is asked for, None: any."""
@@ -76,10 +53,10 @@ class _Service(wire.Wire):
         own = set(place.addresses.values())
         ports = self.spec.ports or []
         inside = self.spec.cluster_ips or [self.spec.cluster_ip]
-        if own & _canonical(inside):
+        if own.intersection(addresses(inside)):
             return [port for port in ports if wanted(port, port.port)] or ports
         outside = [*(self.spec.external_ips or ()), *(one.ip for one in self.status.load_balancer.ingress or ())]
-        given = [port for port in ports if own & _canonical(outside) and wanted(port, port.port)]
+        given = [port for port in ports if own.intersection(addresses(outside)) and wanted(port, port.port)]
         return given or [port for port in ports if place.node and number and wanted(port, port.node_port)]
 
 
@@ -91,18 +68,12 @@ class _Target(wire.Wire):
     name: str = ""
 
 
-class _Conditions(wire.Wire):
-    """discovery.k8s.io/v1 EndpointConditions; null means ready."""
-
-    ready: bool | None = None
-
-
 class _Endpoint(wire.Wire):
     """discovery.k8s.io/v1 Endpoint."""
 
     addresses: list[str] | None = None
     target_ref: _Target | None = None
-    conditions: _Conditions | None = None
+    conditions: Conditions | None = None
 
 
 class _Slice(wire.Wire):
@@ -158,13 +129,3 @@ def _ends(found: _Slice, wanted: set[tuple[str, str]]) -> Iterator[str]:
             pod = f"{target.namespace}/{target.name}" if target and target.kind == "Pod" else ""
             for end in [pod] if pod else endpoint.addresses or ():
                 yield f"{end}{which}"
-
-
-def _canonical(texts: list[str]) -> set[str]:
-    found = set()
-    for text in texts:
-        try:
-            found.add(canonical_address(text))
-        except ValueError:
-            continue  # "None" of a headless Service
-    return found
