@@ -18,6 +18,7 @@ from policy.model import Family
 from tests.support import kernel_state
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.live_node import NODE, POLICY, PolicedNode
+from tests.support.node_program import IN_TURN
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -71,12 +72,7 @@ def heard(node: PolicedNode, family: Family) -> bool:
 
 @pytest.mark.parametrize(
     ("node", "on"),
-    [
-        (Backend.LEGACY, Family.V4),
-        (Backend.NFT, Family.V6),
-        pytest.param(Backend.LEGACY, Family.V6, marks=pytest.mark.heavy),
-        pytest.param(Backend.NFT, Family.V4, marks=pytest.mark.heavy),
-    ],
+    IN_TURN,
     ids=lambda value: f"ipv{int(value)} only" if isinstance(value, Family) else str(value),
     indirect=["node"],
 )

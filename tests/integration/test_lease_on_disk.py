@@ -6,8 +6,10 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,33 +46,40 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk.goes.set()
 
 
+@asynccontextmanager
+async def adding(
+    tmp_path: Path, pod: NetworkNamespace, disk: Disk, refuse: str | None = None
+) -> AsyncIterator[tuple[Node, asyncio.Task[dict[str, Any]]]]:
+    """A node, and an ADD whose policy was asked for while the disk writes; ``refuse``: what is said of it."""
+    async with Node(tmp_path, timeout=60) as node:
+        disk.goes.clear()
+        node.network.refuse = refuse
+        call = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
+        await until(lambda: bool(node.network.enforced))
+        yield node, call
+
+
 async def test_everything_is_there_when_the_disk_has_written_and_nothing_is_answered_before(
     tmp_path: Path, make_netns: MakeNetns, disk: Disk
 ) -> None:
     pod = make_netns("pod")
-    async with Node(tmp_path, timeout=60) as node:
-        disk.goes.clear()
-        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
-        await until(lambda: bool(node.network.enforced))
+    async with adding(tmp_path, pod, disk) as (_, call):
         assert disk.writing.is_set()
         assert "10.65.0.1/32" in pod.run("ip", "-4", "addr", "show", "eth0")
-        assert not adding.done()
+        assert not call.done()
         disk.goes.set()
-        assert [entry["address"] for entry in (await adding)["ips"]] == ["10.65.0.1/32", "fd65::1/128"]
+        assert [entry["address"] for entry in (await call)["ips"]] == ["10.65.0.1/32", "fd65::1/128"]
 
 
 async def test_of_a_lease_that_the_disk_refuses_nothing_stays(
     tmp_path: Path, make_netns: MakeNetns, disk: Disk
 ) -> None:
     pod = make_netns("pod")
-    async with Node(tmp_path, timeout=60) as node:
-        disk.goes.clear()
-        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
-        await until(lambda: bool(node.network.enforced))
+    async with adding(tmp_path, pod, disk) as (node, call):
         disk.fails = errno.EIO
         disk.goes.set()
         with pytest.raises(PluginError, match="the address store cannot be written"):
-            await adding
+            await call
         assert not node.network.enforced
         assert not host_interfaces()
         assert "eth0" not in pod.run("ip", "-o", "link")
@@ -84,14 +93,10 @@ async def test_a_pod_whose_policy_cannot_be_written_gives_its_lease_back_after_t
     tmp_path: Path, make_netns: MakeNetns, disk: Disk
 ) -> None:
     pod = make_netns("pod")
-    async with Node(tmp_path, timeout=60) as node:
-        disk.goes.clear()
-        node.network.refuse = "no room for rules"
-        adding = asyncio.create_task(node.runtime.add("c1", pod.path, args=pod_args("web")))
-        await until(lambda: bool(node.network.enforced))
+    async with adding(tmp_path, pod, disk, "no room for rules") as (node, call):
         disk.goes.set()
         with pytest.raises(PluginError, match="no room for rules"):
-            await adding
+            await call
         assert not node.network.enforced
         assert not host_interfaces()
         assert not node.store.all()

@@ -30,14 +30,17 @@ ACCEPTED = ("-m", "mark", "--mark", "0x10000/0x10000", "-j", "ACCEPT")
 one_backend = pytest.mark.parametrize("backend", [Backend.NFT], indirect=True)
 """For tests of things to which the iptables backend makes no difference."""
 
+IN_TURN = [
+    (Backend.LEGACY, Family.V4),
+    (Backend.NFT, Family.V6),
+    pytest.param(Backend.LEGACY, Family.V6, marks=pytest.mark.heavy),
+    pytest.param(Backend.NFT, Family.V4, marks=pytest.mark.heavy),
+]
+"""Each backend and each family once, and at length each with each."""
+
 each_with_another = pytest.mark.parametrize(
     ("backend", "family"),
-    [
-        (Backend.LEGACY, Family.V4),
-        (Backend.NFT, Family.V6),
-        pytest.param(Backend.LEGACY, Family.V6, marks=pytest.mark.heavy),
-        pytest.param(Backend.NFT, Family.V4, marks=pytest.mark.heavy),
-    ],
+    IN_TURN,
     ids=lambda value: f"v{int(value)}" if isinstance(value, Family) else str(value),
     indirect=True,
 )
