@@ -10,6 +10,8 @@ import pytest
 from felix_py.records import Backend
 from policy.model import Family
 from tests.support.bgp import Sidecar, link
+from tests.support.bgp_rack import Rack, bird_config
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 
 
@@ -36,3 +38,10 @@ def sidecar(netns: None, tmp_path: Path) -> Iterator[Sidecar]:
     """The node's sidecar, which runs."""
     with Sidecar(tmp_path / "run") as running:
         yield running
+
+
+@pytest.fixture
+def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
+    """The node's sidecar, and BIRD as its router in both families."""
+    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
+        yield Rack(sidecar, bird, tor, tmp_path)

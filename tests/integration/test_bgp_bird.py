@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,46 +21,15 @@ from felix_py import speaker
 from felix_py.observe.bgp_http import BgpRoutes
 from felix_py.observe.health import HealthServer
 from felix_py.observe.listener import listen_for
-from tests.support import bgp_rack
-from tests.support.bgp import NODE_ASN, TOR4, TOR6, TOR_ASN, Sidecar, agent, alive, config, link
-from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6
-from tests.support.bird import Bird, Written
+from tests.support.bgp import TOR4, TOR6, TOR_ASN, agent, alive, config, link
+from tests.support.bgp_rack import LEARNED4, LEARNED6, TIME, V4, V6, Rack, bird_config
+from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
 
 FELIX_PY = str(Path(sys.executable).with_name("felix-py"))
-
-
-def bird_config(static4: str = "", *, peer4: str = "", net: int = 9, asn: int = TOR_ASN) -> str:
-    return f"""
-    router id 10.{net}.0.2;
-    protocol device {{ }}
-    protocol static s4 {{ ipv4; route {LEARNED4} blackhole; {static4} }}
-    protocol static s6 {{ ipv6; route {LEARNED6} blackhole; }}
-    template bgp node {{ local as {asn}; graceful restart on; graceful restart time 20; connect delay time 1; }}
-    protocol bgp node4 from node {{
-      neighbor 10.{net}.0.1 as {NODE_ASN}; {peer4}
-      ipv4 {{ import all; export where proto = "s4"; next hop self; }};
-    }}
-    protocol bgp node6 from node {{
-      neighbor fd{net:02}::1 as {NODE_ASN};
-      ipv6 {{ import all; export where proto = "s6"; next hop self; }};
-    }}
-    """
-
-
-class Rack(bgp_rack.Rack):
-    def table(self) -> Written:
-        """BIRD's routes from us, with the time each was last written."""
-        return self.tor.written("node4", "node6")
-
-
-@pytest.fixture
-def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
-    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
-        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 async def test_routes_go_both_ways(rack: Rack) -> None:
@@ -326,7 +295,6 @@ async def test_other_listen_port_needs_no_other_session(rack: Rack) -> None:
 
 
 MANY = 3000
-TIME = 120.0
 """Seconds for many of something, which take less than one on an idle machine."""
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_bgp_bird import TIME, bird_config
 from tests.support.bgp import Sidecar, agent
-from tests.support.bgp_rack import V4, V6, Rack
+from tests.support.bgp_rack import TIME, V4, V6, Rack, bird_config
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace, run
 from tests.support.waiting import until

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_bgp_bird import bird_config
 from tests.support.bgp import TOR4, TOR6, TOR_ASN, Sidecar, agent, config
-from tests.support.bgp_rack import V4, V6, Rack
+from tests.support.bgp_rack import V4, V6, Rack, bird_config
 from tests.support.bird import Bird
 from tests.support.clock import Clock
 from tests.support.isolate import NetworkNamespace

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from felix_py import speaker
-from tests.integration.test_bgp_bird import bird_config
 from tests.support.bgp import TOR4, TOR6, TOR_ASN, Agent, Sidecar, agent, config
-from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6, Rack
+from tests.support.bgp_rack import LEARNED4, LEARNED6, V4, V6, Rack, bird_config
 from tests.support.bird import Bird
 from tests.support.isolate import NetworkNamespace
 from tests.support.waiting import until

@@ -13,11 +13,8 @@ import pytest
 
 from bgp.render import render
 from bgp.sidecar import CONFIG, SOCKET
-from tests.integration.test_bgp_bird import TIME, bird_config
 from tests.support.bgp import TOR_ASN, Sidecar, agent, config
-from tests.support.bgp_rack import V4, V6, Rack
-from tests.support.bird import Bird
-from tests.support.isolate import NetworkNamespace
+from tests.support.bgp_rack import TIME, V4, V6, Rack
 from tests.support.waiting import eventually, until
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("netns")]
@@ -30,12 +27,6 @@ PEERS, PREFIXES, AT_ONCE = 200, 10_000, 500
 def sidecar(tmp_path: Path) -> Iterator[Sidecar]:
     with Sidecar(tmp_path / "run", limits={"STANDS": STANDS}) as found:
         yield found
-
-
-@pytest.fixture
-def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Rack]:
-    with Bird(tor, tmp_path / "tor", bird_config()) as bird:
-        yield Rack(sidecar, bird, tor, tmp_path)
 
 
 async def test_an_exabgp_that_is_stopped(rack: Rack) -> None:
