@@ -29,7 +29,7 @@ def rack(tmp_path: Path, tor: NetworkNamespace, sidecar: Sidecar) -> Iterator[Ra
 
 
 @pytest.mark.parametrize("what", ["reading", "announcing", "hearing"])
-async def test_the_bridge_is_killed(rack: Rack, what: str) -> None:
+async def test_the_bridge_is_killed(rack: Rack, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with agent(rack.run_dir, announce={V4, V6}) as node:
         await until(lambda: len(node.speaker.routes()) == MANY + 2 and rack.announced(), TIME)
         before, exabgp = [rack.tor.since(name) for name in ("node4", "node6")], rack.sidecar.exabgp()
@@ -45,8 +45,16 @@ async def test_the_bridge_is_killed(rack: Rack, what: str) -> None:
             rack.tor.birdc("disable", "s4")
             rack.tor.birdc("enable", "s4")
         await asyncio.sleep(0.02)
+        lost, detached = asyncio.Event(), node.speaker._control.detached
+
+        def noted(now: float, *reason: str) -> None:
+            detached(now, *reason)
+            assert not node.up()
+            lost.set()
+
+        monkeypatch.setattr(node.speaker._control, "detached", noted)  # it may be up again within milliseconds
         os.kill(rack.sidecar.pids()[2], signal.SIGKILL)
-        await until(lambda: not node.up(), TIME)
+        await asyncio.wait_for(lost.wait(), TIME)
         await until(lambda: node.up() and len(node.speaker.routes()) == MANY + 2, TIME)
         await until(lambda: rack.tor.routes("node4") | rack.tor.routes("node6") == mine, TIME)
         assert await node.speaker.delivered(TIME)
